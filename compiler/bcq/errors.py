@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few exception classes: each carries a code, a hint and the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class BcqError(Exception):
+    """A fault that has one clear reason.
+
+    The message says what went wrong, in which file, tensor or node, what was found and what was expected; the
+    hint says what to do.
+
+    Args:
+        code: stable identifier, for example ``"E103"``; the first digit names the class.
+        message: one sentence or two, no line breaks.
+        hint: what the user can do, or an empty string.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"error[{self.code}]: {self.message}"
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class UsageError(BcqError):
+    """E2xx: options that do not fit together or match nothing."""
+
+    exit_code = 2
+
+
+class InputError(BcqError):
+    """E1xx: a file, folder, tensor or node that is missing, damaged or malicious."""
+
+    exit_code = 3
+
+
+class UnsupportedError(BcqError):
+    """E4xx: valid input that this version does not handle."""
+
+    exit_code = 4
+
+
+class ParityFailure(BcqError):
+    """E5xx: results differ by more than the tolerance."""
+
+    exit_code = 5
+
+
+class ResourceError(BcqError):
+    """E6xx: memory, disk or a needed program is missing."""
+
+    exit_code = 6
