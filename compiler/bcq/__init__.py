@@ -1,2 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""onnx-bcq: a tuned transformer in, a small and fast ONNX model out."""
+"""onnx-bcq: a tuned transformer in, a small and fast ONNX model out.
+
+The names below are the public interface. They are imported when first used, so that ``import bcq`` is quick and
+a program that only runs models never imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bcq.api import export, quantize
+    from bcq.base import QuantizedBase
+    from bcq.bcq import BcqWeight
+    from bcq.errors import BcqError, InputError, ParityFailure, ResourceError, UnsupportedError, UsageError
+    from bcq.generate import Model, load
+    from bcq.packing import PackedWeight, pack, unpack
+    from bcq.parity import ParityResult, verify
+    from bcq.plan import QuantizeOptions
+    from bcq.runtime import session
+
+_HOME = {
+    "BcqError": "bcq.errors",
+    "BcqWeight": "bcq.bcq",
+    "InputError": "bcq.errors",
+    "Model": "bcq.generate",
+    "PackedWeight": "bcq.packing",
+    "ParityFailure": "bcq.errors",
+    "ParityResult": "bcq.parity",
+    "QuantizeOptions": "bcq.plan",
+    "QuantizedBase": "bcq.base",
+    "ResourceError": "bcq.errors",
+    "UnsupportedError": "bcq.errors",
+    "UsageError": "bcq.errors",
+    "export": "bcq.api",
+    "load": "bcq.generate",
+    "pack": "bcq.packing",
+    "quantize": "bcq.api",
+    "session": "bcq.runtime",
+    "unpack": "bcq.packing",
+    "verify": "bcq.parity",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+try:
+    __version__ = version("onnx-bcq")
+except PackageNotFoundError:  # a checkout on PYTHONPATH, not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bcq' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``import bcq.export`` (the module) from hiding ``bcq.export`` (the function of the same name)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python interface: `quantize` and `export` with plain keyword options."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcq.plan import QuantizeOptions
+from bcq.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from bcq.base import QuantizedBase
+    from bcq.export import ExportResult
+
+
+def quantize(
+    model: str | Path, output: str | Path | None = None, *, progress: Progress = SILENT, **options: Any
+) -> QuantizedBase:
+    """Quantizes a model folder.
+
+    Args:
+        model: Hugging Face folder with safetensors.
+        output: where the quantized base goes; None keeps it in a temporary folder until the program ends.
+        progress: told about each matrix.
+        **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``.
+
+    Returns:
+        The quantized base, ready for `export`.
+
+    Raises:
+        BcqError: see `bcq.quantize.quantize`.
+    """
+    from bcq.quantize import quantize as quantize_folder
+
+    folder = Path(output) if output is not None else _temporary_folder() / "base"
+    return quantize_folder(Path(model), folder, QuantizeOptions(**options), progress=progress)
+
+
+def export(
+    source: str | Path | QuantizedBase,
+    output: str | Path,
+    *,
+    allow_partial: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> ExportResult:
+    """Exports a quantized base, a model folder or an ``.onnx`` file.
+
+    Args:
+        source: quantized base (or its folder), Hugging Face folder, or ``.onnx`` file.
+        output: folder to write; an older export there is replaced as a whole.
+        allow_partial: accept less than 90 % of matrix bytes packed.
+        progress: told about each stage.
+        **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
+
+    Returns:
+        Where the files are and what was packed.
+
+    Raises:
+        BcqError: see `bcq.export.export`.
+    """
+    from bcq.export import export as export_source
+
+    chosen = QuantizeOptions(**options) if options else None
+    return export_source(source, Path(output), chosen, allow_partial=allow_partial, progress=progress)
+
+
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="bcq-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
