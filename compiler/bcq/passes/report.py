@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every matrix of a graph: packed, or left dense and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """One distinct matrix; a tied embedding and head are one.
+
+    Attributes:
+        name: parameter or initializer name.
+        kinds: how the graph reads it: ``matmul``, ``gemm``, ``gather``, or another operator's type.
+        rows: N.
+        inputs: K.
+        bits: q, or None when no reader was packed.
+        group_size: g, 0 when not packed.
+        dense_bytes: bytes of the matrix as float32.
+        packed_bytes: bytes of its four packed tensors, 0 when not packed.
+        reason: why (some of) its readers still read the dense matrix; empty when all read the packed one.
+        requested: the user asked for it to stay dense.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    rows: int
+    inputs: int
+    bits: int | None
+    group_size: int
+    dense_bytes: int
+    packed_bytes: int
+    reason: str
+    requested: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """True when no dense copy is left: a matrix that some node still reads dense does not count."""
+        return self.bits is not None and not self.reason
+
+
+@dataclass
+class PackReport:
+    """All matrices of one graph, in the order in which the graph reads them."""
+
+    matrices: list[MatrixRecord] = field(default_factory=list)
+
+    @property
+    def packed_count(self) -> int:
+        """Matrices of which no dense copy is left."""
+        return sum(record.packed for record in self.matrices)
+
+    @property
+    def total_count(self) -> int:
+        """All matrices, those that the user keeps included."""
+        return len(self.matrices)
+
+    @property
+    def packed_share(self) -> float:
+        """Share of dense bytes that are packed, 0 to 1; matrices that the user keeps are left out."""
+        wanted = [record for record in self.matrices if not record.requested]
+        if not wanted:
+            return 1.0 if self.matrices else 0.0
+        return sum(r.dense_bytes for r in wanted if r.packed) / sum(r.dense_bytes for r in wanted)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where packed weights come from: solved on the fly from the graph's own tensors, or taken from a quantized base."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bcq import packing
+from bcq.bcq import Float32
+from bcq.errors import InputError
+from bcq.packing import PackedWeight
+
+if TYPE_CHECKING:
+    from bcq.base import QuantizedBase
+    from bcq.plan import QuantizeOptions
+
+GATHER_KIND = "gather"
+
+
+@dataclass(frozen=True)
+class MatrixRef:
+    """One constant matrix of a graph, as its readers need it.
+
+    Attributes:
+        name: parameter or initializer name.
+        rows: N.
+        inputs: K.
+        transposed: the tensor is stored ``[K, N]`` instead of ``[N, K]``.
+        tensor: the stored tensor; reading it may touch the disk.
+        kinds: ``matmul``, ``gemm``, ``gather``: how nodes read it.
+    """
+
+    name: str
+    rows: int
+    inputs: int
+    transposed: bool
+    tensor: ir.TensorProtocol
+    kinds: tuple[str, ...]
+
+    def read(self) -> Float32:
+        """The matrix as float32 ``[N, K]``, contiguous.
+
+        Raises:
+            InputError: E106 when a value is NaN or infinite.
+        """
+        stored = self.tensor.numpy()
+        matrix = np.ascontiguousarray(stored.T if self.transposed else stored, dtype=np.float32)
+        if not np.isfinite(matrix).all():
+            row, column = (int(index) for index in np.argwhere(~np.isfinite(matrix))[0])
+            raise InputError(
+                "E106",
+                f"matrix '{self.name}' holds {matrix[row, column]} at output {row}, input {column}.",
+                "A model with such a weight cannot be quantized; repair or retrain it.",
+            )
+        return matrix
+
+
+@dataclass(frozen=True)
+class Left:
+    """A matrix that stays dense, with the reason; ``requested``: the user asked for it."""
+
+    reason: str
+    requested: bool = False
+
+
+class WeightSource(Protocol):
+    """Gives the packed form of a matrix."""
+
+    def identity(self, matrix: MatrixRef) -> str:
+        """A key that is equal for matrices that hold the same values: those are packed once."""
+
+    def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
+        """The packed matrix, or the reason for leaving it dense."""
+
+
+class SolveOnTheFly:
+    """Quantizes the tensors that the graph itself carries.
+
+    Args:
+        options: bits, group size and so on, with ``--set`` exceptions by name.
+        spool: a folder for the packed tensors, so that they do not pile up in memory; None keeps them in memory.
+    """
+
+    def __init__(self, options: QuantizeOptions, spool: Path | None = None) -> None:
+        self.options = options
+        self.spool = spool
+
+    def identity(self, matrix: MatrixRef) -> str:
+        """Hash of the float32 ``[N, K]`` values, so an initializer and its transposed copy are one matrix."""
+        digest = hashlib.sha256(f"{matrix.rows}x{matrix.inputs}".encode())
+        digest.update(matrix.read().data)
+        return digest.hexdigest()
+
+    def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
+        """Solves the matrix with the bits that the options give to its name."""
+        from bcq import plan
+        from bcq.solver import solve
+
+        choice = plan.choice_for(matrix.name, self.options, embedding=GATHER_KIND in matrix.kinds)
+        if choice.bits is None:
+            return Left(choice.reason, choice.requested)
+        group_size = plan.group_size_for(self.options, matrix.inputs)
+        options = self.options
+        weight = solve(
+            matrix.read(), choice.bits, group_size, method=options.method, offset=options.offset, seed=options.seed
+        )
+        return self._spooled(packing.pack(weight))
+
+    def _spooled(self, packed: PackedWeight) -> PackedWeight:
+        if self.spool is None:
+            return packed
+        arrays = {name: _mapped(array, self.spool) for name, array in packed.tensors().items()}
+        return PackedWeight(**arrays, inputs=packed.inputs, rows=packed.rows, group_size=packed.group_size)
+
+
+class FromBase:
+    """Takes packed matrices from a quantized base by name."""
+
+    def __init__(self, base: QuantizedBase) -> None:
+        self.base = base
+        self._names = frozenset(base.names())
+
+    def identity(self, matrix: MatrixRef) -> str:
+        """The name: in a base every matrix is stored once."""
+        return matrix.name
+
+    def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
+        """The base's matrix of the same name.
+
+        Raises:
+            InputError: E109 when its N or K differ from the graph's.
+        """
+        if matrix.name not in self._names:
+            return Left("the quantized base keeps it dense", requested=True)
+        packed = self.base.packed(matrix.name)
+        got, expected = (packed.rows, packed.inputs), (matrix.rows, matrix.inputs)
+        if got != expected:
+            raise InputError(
+                "E109",
+                f"matrix '{matrix.name}' of the base has N, K = {got}, the graph expects {expected}.",
+                "Quantize the model again.",
+            )
+        return packed
+
+
+def _mapped(array: NDArray[Any], folder: Path) -> NDArray[Any]:
+    """The array written to a nameless file in ``folder`` and mapped from there; the file vanishes with the map."""
+    if array.size == 0:
+        return array
+    with tempfile.TemporaryFile(dir=folder) as file:
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
