@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of weights, sorted once, so that assigning codes and fitting alphas cost a binary search.
+
+The best code of a weight is its nearest level, so each level owns an interval of the sorted group. Least squares
+and the error need only how many weights an interval holds and their sum; both come from prefix sums. One
+alternation thus costs O(2^q log g) a group, not O(2^q g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.solver.levels import Float64, SignTable
+
+Float32 = NDArray[np.float32]
+RIDGE = 1e-9  # relative; planes that coincide (constant groups) share their alpha instead of failing
+
+
+@dataclass(frozen=True)
+class Groups:
+    """R groups of ``width`` weights each, sorted.
+
+    Attributes:
+        values: float32 ``[R, width]``, each row ascending; absolute values when the table is folded.
+        prefix: float64 ``[R, width + 1]``, sums of the first j values.
+        squares: float64 ``[R]``, sum of squares.
+        table: the sign combinations that a solution may use.
+    """
+
+    values: Float32
+    prefix: Float64
+    squares: Float64
+    table: SignTable
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return int(self.values.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Weights in a group."""
+        return int(self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the nearest-level rule gives each sign combination, in the order of the table.
+
+    Attributes:
+        levels: float64 ``[R, L]``.
+        counts: float64 ``[R, L]``, weights assigned.
+        sums: float64 ``[R, L]``, their sum (of absolute values when folded).
+    """
+
+    levels: Float64
+    counts: Float64
+    sums: Float64
+
+
+def sort_groups(weights: Float32, table: SignTable) -> Groups:
+    """Prepares groups ``[R, width]`` of finite float32 weights for a table."""
+    values = np.sort(weights if table.offset else np.abs(weights), axis=1)
+    prefix = np.zeros((values.shape[0], values.shape[1] + 1))
+    np.cumsum(values, axis=1, dtype=np.float64, out=prefix[:, 1:])
+    squares = np.einsum("rk,rk->r", weights, weights, dtype=np.float64)
+    return Groups(values, prefix, squares, table)
+
+
+def with_table(groups: Groups, table: SignTable) -> Groups:
+    """The same weights under another number of planes."""
+    assert groups.table.offset == table.offset
+    return Groups(groups.values, groups.prefix, groups.squares, table)
+
+
+def assign(groups: Groups, coefficients: Float64) -> Assignment:
+    """Gives each weight to its nearest level; coefficients ``[R, q]`` or, with an offset, ``[R, q + 1]``."""
+    levels = groups.table.levels(coefficients)
+    reach = levels if groups.table.offset else np.abs(levels)
+    order = np.argsort(reach, axis=1, kind="stable")
+    ascending = np.take_along_axis(reach, order, axis=1)
+    below = _count_below(groups.values, (ascending[:, 1:] + ascending[:, :-1]) / 2)
+    edges = np.hstack([np.zeros((groups.rows, 1), np.int64), below, np.full((groups.rows, 1), groups.width)])
+    counts, sums = np.empty_like(levels), np.empty_like(levels)
+    np.put_along_axis(counts, order, np.diff(edges, axis=1).astype(np.float64), axis=1)
+    np.put_along_axis(sums, order, np.diff(np.take_along_axis(groups.prefix, edges, axis=1), axis=1), axis=1)
+    return Assignment(levels, counts, sums)
+
+
+def error(groups: Groups, assignment: Assignment) -> Float64:
+    """Sum of squared errors of each group, ``[R]``; infinite where a level is not finite."""
+    reach = assignment.levels if groups.table.offset else np.abs(assignment.levels)
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = reach * (assignment.counts * reach - 2 * assignment.sums)
+        total = groups.squares + terms.sum(axis=1)
+    finite = np.isfinite(assignment.levels).all(axis=1) & np.isfinite(total)
+    return np.where(finite, np.maximum(total, 0.0), np.inf)
+
+
+def refit(groups: Groups, assignment: Assignment) -> Float64:
+    """Coefficients that minimise the squared error under an assignment: least squares, one system a group."""
+    signs = groups.table.signs
+    planes = signs.shape[1]
+    outer = (signs[:, :, None] * signs[:, None, :]).reshape(len(signs), planes * planes)
+    matrix = np.einsum("rl,lp->pr", assignment.counts, outer).reshape(planes, planes, groups.rows)
+    sums = assignment.sums if groups.table.offset else np.copysign(assignment.sums, assignment.levels)
+    target = np.einsum("rl,lp->pr", sums, signs)
+    matrix[np.arange(planes), np.arange(planes)] += RIDGE * groups.width
+    return _solve_positive(matrix, target).T
+
+
+def _count_below(values: Float32, thresholds: Float64) -> NDArray[np.int64]:
+    """How many values of each row lie at or below each threshold: a binary search over all rows at once."""
+    rows, width = values.shape
+    flat = values.ravel()
+    first = (np.arange(rows, dtype=np.int64) * width)[:, None] - 1
+    position = np.zeros(thresholds.shape, np.int64)
+    step = 1 << (width.bit_length() - 1)
+    while step:
+        candidate = position + step
+        inside = candidate <= width
+        probe = flat[first + np.where(inside, candidate, width)]
+        position += step * (inside & (probe <= thresholds))
+        step >>= 1
+    return position
+
+
+def _solve_positive(matrix: Float64, target: Float64) -> Float64:
+    """Solves many small symmetric positive systems, ``[P, P, R] x [P, R]``, by Cholesky; matrix is overwritten."""
+    planes = len(matrix)
+    x = target.copy()
+    for j in range(planes):
+        for k in range(j):
+            matrix[j, j] -= matrix[j, k] ** 2
+        np.sqrt(np.maximum(matrix[j, j], np.finfo(np.float64).tiny), out=matrix[j, j])
+        for i in range(j + 1, planes):
+            for k in range(j):
+                matrix[i, j] -= matrix[i, k] * matrix[j, k]
+            matrix[i, j] /= matrix[j, j]
+    for i in range(planes):
+        for k in range(i):
+            x[i] -= matrix[i, k] * x[k]
+        x[i] /= matrix[i, i]
+    for i in reversed(range(planes)):
+        for k in range(i + 1, planes):
+            x[i] -= matrix[k, i] * x[k]
+        x[i] /= matrix[i, i]
+    return x
