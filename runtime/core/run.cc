@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a kernel over parts of its work: first the activations of all rows, then the row tiles.
+#include <algorithm>
+
+#include "core/bcq_core.h"
+#include "core/dispatch.h"
+
+namespace bcq {
+namespace {
+
+// Handing a part to another thread costs some microseconds; below this many bytes of weights (times a few rows of
+// activations) a part is not worth it. More parts than threads even out a busy machine.
+constexpr int64_t kBytesPerPart = 64 * 1024;
+constexpr int64_t kMostParts = 32;
+
+int64_t tiles(const MatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
+
+size_t parts_for(double bytes, int64_t units) {
+  const double wanted = std::min(double(std::min(units, kMostParts)), bytes / double(kBytesPerPart));
+  return wanted < 2 ? 1 : size_t(wanted);
+}
+
+size_t matmul_parts(const MatMulProblem& p) {
+  return parts_for(double(p.N) * double(p.K) * p.bits / 8 * double(p.M), tiles(p));
+}
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+Range share(int64_t units, size_t part, size_t parts) {
+  const int64_t each = units / int64_t(parts);
+  const int64_t longer = units % int64_t(parts);  // the first ones take one more
+  const int64_t at = int64_t(part);
+  const int64_t begin = at * each + std::min(at, longer);
+  return {begin, begin + each + (at < longer ? 1 : 0)};
+}
+
+void for_each_part(BcqParallelFor parallel_for, void* pool, BcqTask task, size_t parts, void* data) {
+  if (parallel_for != nullptr && parts > 1) {
+    parallel_for(pool, task, parts, data);
+    return;
+  }
+  for (size_t part = 0; part < parts; ++part) task(data, part);
+}
+
+struct MatMulJob {
+  const MatMulProblem& problem;
+  const MatMulKernel& kernel;
+  void* scratch;
+  int64_t units;
+  size_t parts;
+};
+
+void prepare_part(void* data, size_t part) {
+  const MatMulJob& job = *static_cast<MatMulJob*>(data);
+  const Range rows = share(job.units, part, job.parts);
+  if (rows.begin < rows.end) job.kernel.prepare(job.problem, job.scratch, rows.begin, rows.end);
+}
+
+void run_part(void* data, size_t part) {
+  const MatMulJob& job = *static_cast<MatMulJob*>(data);
+  const Range range = share(job.units, part, job.parts);
+  if (range.begin < range.end) job.kernel.run(job.problem, job.scratch, range.begin, range.end);
+}
+
+struct GatherJob {
+  const GatherProblem& problem;
+  const GatherKernel& kernel;
+  size_t parts;
+};
+
+void gather_part(void* data, size_t part) {
+  const GatherJob& job = *static_cast<GatherJob*>(data);
+  const Range range = share(job.problem.count, part, job.parts);
+  if (range.begin < range.end) job.kernel.run(job.problem, range.begin, range.end);
+}
+
+template <typename Kernel>
+const char* refuse(const Kernel* kernel) {
+  if (kernel == nullptr) return "unknown kernel name";
+  if ((kernel->cpu_flags & ~bcq_detected_cpu_flags()) != 0) return "this CPU lacks what the kernel needs";
+  return nullptr;
+}
+
+const char* run_matmul(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch, size_t parts,
+                       BcqParallelFor parallel_for, void* pool) {
+  if (p.M == 0) return nullptr;
+  if (parts == 0) parts = matmul_parts(p);
+  if (kernel.prepare != nullptr) {
+    const size_t row_parts = std::min<size_t>(parts, size_t(p.M));
+    MatMulJob job{p, kernel, scratch, p.M, row_parts};
+    for_each_part(parallel_for, pool, prepare_part, row_parts, &job);
+  }
+  MatMulJob job{p, kernel, scratch, tiles(p), parts};
+  for_each_part(parallel_for, pool, run_part, parts, &job);
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace bcq
+
+extern "C" {
+
+size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* name) {
+  const bcq::MatMulKernel* kernel =
+      name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
+  if (kernel == nullptr || kernel->scratch_bytes == nullptr) return 0;
+  return kernel->scratch_bytes(*problem);
+}
+
+const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* scratch, size_t parts,
+                       BcqParallelFor parallel_for, void* pool) {
+  const bcq::MatMulKernel* kernel =
+      name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
+  const char* error = bcq::refuse(kernel);
+  if (error != nullptr) return error;
+  if (kernel->supports != nullptr && !kernel->supports(*problem)) return "the kernel does not take this problem";
+  return bcq::run_matmul(*problem, *kernel, scratch, parts, parallel_for, pool);
+}
+
+const char* bcq_gather(const BcqGatherProblem* problem, const char* name, size_t parts, BcqParallelFor parallel_for,
+                       void* pool) {
+  const bcq::GatherKernel* kernel =
+      name == nullptr ? bcq::select_gather(*problem, bcq_cpu_flags()) : bcq::find_gather(name);
+  const char* error = bcq::refuse(kernel);
+  if (error != nullptr || problem->count == 0) return error;
+  if (parts == 0) parts = bcq::parts_for(double(problem->count) * double(problem->K) * 4, problem->count);
+  bcq::GatherJob job{*problem, *kernel, parts};
+  bcq::for_each_part(parallel_for, pool, bcq::gather_part, parts, &job);
+  return nullptr;
+}
+
+int64_t bcq_gather_bad_index(const BcqGatherProblem* problem) {
+  for (int64_t i = 0; i < problem->count; ++i) {
+    const int64_t index = problem->index_is_int32 ? static_cast<const int32_t*>(problem->indices)[i]
+                                                  : static_cast<const int64_t*>(problem->indices)[i];
+    if (index < -problem->N || index >= problem->N) return i;
+  }
+  return -1;
+}
+
+}  // extern "C"
