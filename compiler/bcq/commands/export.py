@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bcq export``: a quantized base, a model folder or an ``.onnx`` file in, a packed ONNX model out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcq.commands.options import add_quantize_options, add_verb, emit, given, progress, quantize_options
+
+if TYPE_CHECKING:
+    from bcq.commands.options import Subparsers
+
+EXAMPLES = """\
+  bcq export base -o out
+  bcq export models/gpt2 -o out --bits 3 --group-size 128
+  bcq export model.onnx -o out --bits 4 --allow-partial"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the verb."""
+    verb = add_verb(subparsers, "export", "write a packed ONNX model", EXAMPLES)
+    verb.add_argument("source", type=Path, metavar="SOURCE", help="quantized base, model folder or .onnx file")
+    verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    verb.add_argument("--allow-partial", action="store_true", help="accept less than 90 %% of matrix bytes packed")
+    add_quantize_options(verb)
+    verb.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports and sums up."""
+    options = quantize_options(arguments) if given(arguments) else None
+    from bcq import report
+    from bcq.export import export
+
+    result = export(
+        arguments.source,
+        arguments.output,
+        options,
+        allow_partial=arguments.allow_partial,
+        progress=progress(arguments),
+    )
+    matrices = result.report.matrices
+    summary = report.summarize(matrices, result.model_bytes, result.seconds)
+    data = {
+        "output": str(result.folder),
+        "kind": result.kind,
+        **summary.to_dict(),
+        "matrices": report.matrix_rows(matrices),
+    }
+    emit(arguments, data, report.summary_text(summary, matrices), result=False)
+    return 0

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several verbs share, and the one way in which they print results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcq.plan import METHODS
+
+if TYPE_CHECKING:
+    from bcq.plan import QuantizeOptions
+    from bcq.progress import Progress
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+
+
+def add_verb(subparsers: Subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A verb with the options that all verbs have; `examples` are shown under its help."""
+    verb = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = verb.add_argument_group("output")
+    common.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    common.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    common.add_argument("--debug", action="store_true", help="show tracebacks and library warnings")
+    return verb
+
+
+def add_quantize_options(verb: argparse.ArgumentParser) -> None:
+    """The options of quantization; absent ones are not set, so that `given` knows what the user chose."""
+    group = verb.add_argument_group("quantization")
+
+    def add(flag: str, **settings: Any) -> None:
+        group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+
+    add("--bits", type=int, metavar="Q", help="binary planes per matrix, 1 to 8 (default 3)")
+    add("--group-size", type=int, metavar="G", help="inputs that share a scale: multiple of 32, 0 = whole row (128)")
+    add("--offset", action="store_true", help="one offset more per group")
+    add("--method", choices=METHODS, help="solver (default multistart)")
+    add("--no-embeddings", dest="embeddings", action="store_false", help="leave embeddings and tied heads dense")
+    add(
+        "--set",
+        dest="overrides",
+        action="append",
+        metavar="PATTERN=BITS",
+        help="other bits, or 'keep', for matrices by name; may be repeated, the last match wins",
+    )
+    add("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The quantization options that the user has written, by field name of `QuantizeOptions`."""
+    names = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
+    """The options with defaults for what the user has not written.
+
+    Raises:
+        UsageError: E202 when a value is out of range.
+    """
+    from bcq.plan import QuantizeOptions
+
+    return QuantizeOptions(**given(arguments))
+
+
+def progress(arguments: argparse.Namespace) -> Progress:
+    """Bars, plain lines or silence, as terminal and --quiet ask for."""
+    from bcq.progress import choose
+
+    return choose(quiet=arguments.quiet)
+
+
+def emit(arguments: argparse.Namespace, data: dict[str, Any], text: str, result: bool = True) -> None:
+    """Prints what the command found: `data` with --json, else `text`.
+
+    Args:
+        arguments: the parsed command line.
+        data: one object, plain values.
+        text: the same for people.
+        result: False for a summary that --quiet leaves out.
+    """
+    if arguments.json:
+        print(json.dumps(data, default=_plain), file=arguments.out)
+    elif result or not arguments.quiet:
+        print(text, file=arguments.out)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    item = getattr(value, "item", None)  # numpy scalars
+    return item() if callable(item) else str(value)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bcq quantize``: a model folder in, a quantized base out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcq.commands.inspect import show_plan
+from bcq.commands.options import add_quantize_options, add_verb, emit, progress, quantize_options
+
+if TYPE_CHECKING:
+    from bcq.commands.options import Subparsers
+
+EXAMPLES = """\
+  bcq quantize models/gpt2 -o base --bits 3 --group-size 128
+  bcq quantize models/gpt2 -o base --bits 2 --set 'h.*.mlp.*=4' --set 'wpe*=keep'
+  bcq quantize models/gpt2 -o base --dry-run"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the verb."""
+    verb = add_verb(subparsers, "quantize", "turn a model folder into a quantized base", EXAMPLES)
+    verb.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face folder with safetensors")
+    verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    verb.add_argument("--dry-run", action="store_true", help="list what would happen and write nothing")
+    add_quantize_options(verb)
+    verb.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Quantizes and sums up."""
+    options = quantize_options(arguments)
+    if arguments.dry_run:
+        return show_plan(arguments, arguments.model, options)
+    from bcq import report
+    from bcq.quantize import quantize
+
+    began = time.monotonic()
+    quantize(arguments.model, arguments.output, options, progress=progress(arguments))
+    weights = arguments.output / "model.safetensors"
+    matrices = report.read_matrices(arguments.output)
+    summary = report.summarize(matrices, weights.stat().st_size, time.monotonic() - began)
+    data = {"output": str(arguments.output), **summary.to_dict(), "matrices": report.matrix_rows(matrices)}
+    emit(arguments, data, report.summary_text(summary, matrices), result=False)
+    return 0

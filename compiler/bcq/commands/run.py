@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bcq run``: continues a text with an exported decoder."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcq.commands.options import add_verb, emit
+from bcq.errors import UsageError
+
+if TYPE_CHECKING:
+    from bcq.commands.options import Subparsers
+
+EXAMPLES = """\
+  bcq run out -p 'The people of the'
+  bcq run out -p 'The people of the' --temperature 0.8 --top-k 40 --seed 1
+  bcq run out --tokens 464,661,286 --json"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the verb."""
+    verb = add_verb(subparsers, "run", "continue a text with an exported decoder", EXAMPLES)
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="what `bcq export` wrote")
+    prompt = verb.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text to continue")
+    prompt.add_argument("--tokens", metavar="IDS", help="token ids to continue, separated by commas")
+    verb.add_argument("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="at most so many (40)")
+    verb.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default)")
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest, 0 = all")
+    verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability mass")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+    verb.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generates and prints prompt and continuation."""
+    prompt: str | Sequence[int] = (
+        arguments.prompt if arguments.tokens is None else parse_tokens(arguments.tokens)
+    )
+    from bcq.generate import load
+
+    model = load(arguments.folder)
+    began = time.monotonic()
+    continuation = model.generate(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
+    seconds = time.monotonic() - began
+    data = {"prompt": prompt, "continuation": continuation, "seconds": seconds}
+    emit(arguments, data, as_text(prompt, continuation))
+    return 0
+
+
+def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the next token is chosen, as `Model.generate` takes it."""
+    names = ("temperature", "top_k", "top_p", "seed")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Reads ``"464,661,286"``.
+
+    Raises:
+        UsageError: E202 when an entry is not a number.
+    """
+    try:
+        return [int(entry) for entry in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UsageError("E202", f"--tokens {text!r}: expected numbers separated by commas.") from error
+
+
+def as_text(prompt: str | Sequence[int], continuation: str | Sequence[int]) -> str:
+    """Prompt and continuation as one text, or the new token ids."""
+    if isinstance(prompt, str) and isinstance(continuation, str):
+        return prompt + continuation
+    return ",".join(str(token) for token in continuation)
