@@ -3,15 +3,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
+from bcq.passes.carry_functions import carry_functions
+from bcq.passes.find_matrices import find_matrices
+from bcq.passes.modernize import modernize
+from bcq.passes.pack_matrices import pack_matrices
 from bcq.passes.report import MatrixRecord, PackReport
+from bcq.passes.rewrite_gather import rewrite_gather
+from bcq.passes.rewrite_gemm import rewrite_gemm
+from bcq.passes.rewrite_matmul import rewrite_matmul
+from bcq.passes.sweep import sweep_dead, sweep_traces
 from bcq.passes.weights import FromBase, Left, MatrixRef, SolveOnTheFly, WeightSource
+from bcq.passes.work import Work
 from bcq.progress import SILENT, Progress
 
-__all__ = ["FromBase", "Left", "MatrixRecord", "MatrixRef", "PackReport", "SolveOnTheFly", "WeightSource", "run"]
+__all__ = [
+    "PIPELINE",
+    "FromBase",
+    "Left",
+    "MatrixRecord",
+    "MatrixRef",
+    "PackReport",
+    "SolveOnTheFly",
+    "WeightSource",
+    "run",
+]
+
+PIPELINE: tuple[Callable[[ir.Model, Work], None], ...] = (
+    modernize,
+    find_matrices,
+    pack_matrices,
+    rewrite_matmul,
+    rewrite_gemm,
+    rewrite_gather,
+    carry_functions,
+    sweep_dead,
+    sweep_traces,
+)
 
 
 def run(model: ir.Model, source: WeightSource, progress: Progress = SILENT) -> PackReport:
-    """Packs the matrices of ``model`` in place."""
-    raise NotImplementedError
+    """Packs the matrices of ``model`` in place.
+
+    Args:
+        model: any graph; names of its inputs and outputs stay.
+        source: gives the packed form of each matrix.
+        progress: one step a matrix.
+
+    Returns:
+        Every constant matrix that the graph multiplies with or looks up in, packed or with the reason why not.
+
+    Raises:
+        UnsupportedError: E401 for a model that is packed already, or whose opset is too old.
+        InputError: E106 for a matrix with NaN or infinite values, E109 for one that does not fit its base.
+    """
+    work = Work(source, progress)
+    for step in PIPELINE:
+        step(model, work)
+    return work.report

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators' meaning as model-local functions in standard ONNX operators, so that any runtime runs a packed file.
+
+A runtime that has the library uses its kernels; another one inlines these bodies. They follow ``ops/README.md``
+line by line. Only operators whose schema is the same in every opset from ``MIN_OPSET`` on appear, so a function
+can import the opset of the model that carries it, as ONNX demands. Bits are taken out of a word by shift and
+remainder; the empty ``offset`` becomes zeros by appending zeros and keeping the first ones.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from bcq import contract
+
+MIN_OPSET = 13
+CAST_LIKE_SINCE = 15
+
+# words [R, C, q], alpha [R, G, q], offsets [R, G] to W [R, K], for R rows of the matrix.
+_DECODE = """
+    Kp = Mul (C, w32)
+    cut_bits = Concat <axis = 0> (zero, Kp, q)
+    columns = Unsqueeze (words, two)
+    shifted = BitShift <direction = "RIGHT"> (columns, places)
+    bits_ = Mod (shifted, base)
+    ones = Cast <to = 1> (bits_)
+    doubled = Mul (ones, f_two)
+    signs_padded = Sub (doubled, f_one)
+    signs_flat = Reshape (signs_padded, cut_bits)
+    signs = Slice (signs_flat, zero, k, one)
+    k_scalar = Squeeze (k)
+    inputs = Range (i_zero, k_scalar, i_one)
+    group_of = Div (inputs, g)
+    alpha_f = Cast <to = 1> (alpha)
+    alpha_k = Gather <axis = 1> (alpha_f, group_of)
+    terms = Mul (signs, alpha_k)
+    summed = ReduceSum <keepdims = 0> (terms, two)
+    offset_f = Cast <to = 1> (offsets)
+    offset_k = Gather <axis = 1> (offset_f, group_of)
+    W = Add (summed, offset_k)
+"""
+
+# Attributes as tensors, and what follows from them: C chunks, G groups.
+_CONSTANTS = f"""
+    k_attribute = Constant <value_int: int = @K> ()
+    n_attribute = Constant <value_int: int = @N> ()
+    g = Constant <value_int: int = @group_size> ()
+    q_attribute = Constant <value_int: int = @bits> ()
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    last = Constant <value_ints = [-1]> ()
+    tile = Constant <value_ints = [{contract.TILE_ROWS}]> ()
+    w32 = Constant <value_ints = [{contract.WORD_BITS}]> ()
+    w31 = Constant <value_ints = [{contract.WORD_BITS - 1}]> ()
+    i_zero = Constant <value_int = 0> ()
+    i_one = Constant <value_int = 1> ()
+    f_one = Constant <value_float = 1.0> ()
+    f_two = Constant <value_float = 2.0> ()
+    base = Constant <value = uint32[1] {{2}}> ()
+    places = Constant <value = uint32[{contract.WORD_BITS}, 1] {{{", ".join(map(str, range(contract.WORD_BITS)))}}}> ()
+    k = Reshape (k_attribute, one)
+    n = Reshape (n_attribute, one)
+    q = Reshape (q_attribute, one)
+    k_up = Add (k, w31)
+    C = Div (k_up, w32)
+    k_less = Sub (k, one)
+    g_less = Div (k_less, g)
+    G = Add (g_less, one)
+"""
+
+# tile16 to plain order, padding rows cut off: all_words [N, C, q], all_alpha [N, G, q], all_offsets [N, G].
+_ROWS = """
+    codes_by_row = Transpose <perm = [0, 3, 1, 2]> (codes)
+    words_shape = Concat <axis = 0> (last, C, q)
+    words_padded = Reshape (codes_by_row, words_shape)
+    all_words = Slice (words_padded, zero, n, zero)
+    alpha_first = Unsqueeze (alpha_1, two)
+    alpha_tiles = Concat <axis = 2> (alpha_first, alpha_rest)
+    alpha_by_row = Transpose <perm = [0, 3, 1, 2]> (alpha_tiles)
+    alpha_shape = Concat <axis = 0> (last, G, q)
+    alpha_padded = Reshape (alpha_by_row, alpha_shape)
+    all_alpha = Slice (alpha_padded, zero, n, zero)
+    tiled_shape = Shape (alpha_1)
+    nothing = ConstantOfShape <value = float16[1] {0}> (tiled_shape)
+    nothing_flat = Reshape (nothing, last)
+    given = Reshape (offset, last)
+    given_or_nothing = Concat <axis = 0> (given, nothing_flat)
+    count = Shape (nothing_flat)
+    offset_flat = Slice (given_or_nothing, zero, count, zero)
+    offset_tiles = Reshape (offset_flat, tiled_shape)
+    offset_by_row = Transpose <perm = [0, 2, 1]> (offset_tiles)
+    offset_shape = Concat <axis = 0> (last, G)
+    offset_padded = Reshape (offset_by_row, offset_shape)
+    all_offsets = Slice (offset_padded, zero, n, zero)
+"""
+
+_MATMUL = """
+    words = Identity (all_words)
+    alpha = Identity (all_alpha)
+    offsets = Identity (all_offsets)
+    {decode}
+    W_columns = Transpose <perm = [1, 0]> (W)
+    A_f = Cast <to = 1> (A)
+    Y_f = MatMul (A_f, W_columns)
+    Y = {restore}
+"""
+
+_GATHER = """
+    wanted = Reshape (indices, last)
+    words = Gather <axis = 0> (all_words, wanted)
+    alpha = Gather <axis = 0> (all_alpha, wanted)
+    offsets = Gather <axis = 0> (all_offsets, wanted)
+    {decode}
+    leading = Shape (indices)
+    shape = Concat <axis = 0> (leading, k)
+    Y = Reshape {allow_zero} (W, shape)
+"""
+
+
+def functions(opset: int, activation: ir.DataType = ir.DataType.FLOAT) -> list[ir.Function]:
+    """The functions of all operators of the contract.
+
+    Args:
+        opset: version of the standard domain that the carrying model imports, at least ``MIN_OPSET``.
+        activation: element type of ``A``; it matters below opset 15 only, where no operator can cast to the type
+            of another value.
+
+    Raises:
+        ValueError: when the opset is older than ``MIN_OPSET``.
+    """
+    if opset < MIN_OPSET:
+        raise ValueError(f"opset: got {opset}, expected at least {MIN_OPSET}")
+    restore = "CastLike (Y_f, A)" if opset >= CAST_LIKE_SINCE else f"Cast <to = {activation.value}> (Y_f)"
+    allow_zero = "<allowzero = 1>" if opset >= 14 else ""
+    bodies = {
+        contract.MATMUL.name: _MATMUL.format(decode=_DECODE, restore=restore),
+        contract.GATHER.name: _GATHER.format(decode=_DECODE, allow_zero=allow_zero),
+    }
+    return [_function(contract.OPS[name], body, opset) for name, body in bodies.items()]
+
+
+def _function(op: contract.Op, body: str, opset: int) -> ir.Function:
+    inputs = ", ".join(port.name for port in op.inputs)
+    outputs = ", ".join(port.name for port in op.outputs)
+    text = f"""
+    <domain: "{contract.DOMAIN}", opset_import: ["" : {opset}]>
+    {op.name} <{", ".join(op.attributes)}> ({inputs}) => ({outputs})
+    {{ {_CONSTANTS} {_ROWS} {body} }}
+    """
+    proto: onnx.FunctionProto = onnx.parser.parse_function(text)
+    return ir.from_proto(proto)

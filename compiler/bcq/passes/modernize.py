@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a graph to a form that the other passes and the operators' functions accept."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from bcq import contract, functions
+from bcq.errors import UnsupportedError
+from bcq.passes.work import Work
+
+MIN_IR_VERSION = 10
+_INITIALIZERS_APART_SINCE = 4  # before, every initializer had to be listed among the graph's inputs
+
+
+def modernize(model: ir.Model, work: Work) -> None:
+    """Raises the IR version, inlines model-local functions, refuses what cannot carry the operators.
+
+    Raises:
+        UnsupportedError: E401 for a model that is packed already or whose opset is too old.
+    """
+    if contract.DOMAIN in model.opset_imports:
+        raise UnsupportedError(
+            "E401",
+            f"the model imports the domain '{contract.DOMAIN}' already: it is packed.",
+            "Start from the dense model.",
+        )
+    opset = model.opset_imports.get("", functions.MIN_OPSET)
+    if opset < functions.MIN_OPSET:
+        raise UnsupportedError(
+            "E401",
+            f"the model uses opset {opset}, expected {functions.MIN_OPSET} or later.",
+            "Convert it first with onnx.version_converter, or export it again.",
+        )
+    if model.ir_version < _INITIALIZERS_APART_SINCE:
+        common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    if model.functions:
+        common.InlinePass()(model)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removes dense matrices that nobody reads any more, and what an exporter wrote down about its own source code."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bcq.passes.work import Work
+
+_CARRIERS = frozenset({"Cast", "Constant", "Identity", "Transpose"})
+_TRACE_PREFIX = "pkg."  # torch's exporter: stack traces with paths of the machine, names of Python classes
+_TRACE_KEY = "namespace"
+
+
+def sweep_dead(model: ir.Model, work: Work) -> None:
+    """Drops unread nodes that only carried a constant, then the initializers of packed matrices without a reader."""
+    outputs = set(model.graph.outputs)
+    for node in reversed(model.graph):
+        result = node.outputs[0]
+        if node.domain == "" and node.op_type in _CARRIERS and not result.uses() and result not in outputs:
+            model.graph.remove(node, safe=True)
+    dense = {id(matrix.ref.tensor) for matrix in work.matrices if matrix.packed is not None}
+    keep = outputs.union(model.graph.inputs)
+    for name, value in list(model.graph.initializers.items()):
+        if id(value.const_value) in dense and not value.uses() and value not in keep:
+            del model.graph.initializers[name]
+
+
+def sweep_traces(model: ir.Model, work: Work) -> None:
+    """Removes the exporter's notes from model, graph, nodes and values: megabytes, and paths of its machine."""
+    _clean(model.metadata_props)
+    for graph in model.graphs():
+        _clean(graph.metadata_props)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _clean(value.metadata_props)
+        for node in graph:
+            _clean(node.metadata_props)
+            for output in node.outputs:
+                _clean(output.metadata_props)
+
+
+def _clean(notes: dict[str, str]) -> None:
+    for key in [key for key in notes if key.startswith(_TRACE_PREFIX) or key == _TRACE_KEY]:
+        del notes[key]
