@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quantized base: a Hugging Face folder whose matrices are stored as bit planes in the layout of the operators.
+
+Matrix ``X`` is stored as the tensors ``X.codes``, ``X.alpha_1``, ``X.alpha_rest`` and ``X.offset`` of
+``ops/README.md``; every other tensor is as it was. What a reader needs besides stands as JSON under ``bcq`` in the
+metadata of ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq import contract
+from bcq.bcq import ceil_div, check_group_size
+from bcq.checkpoint import SINGLE, Checkpoint
+from bcq.errors import InputError
+from bcq.packing import PackedWeight
+from bcq.safetensors_write import TensorSpec
+
+METADATA_KEY = "bcq"
+_DTYPES = {"codes": "U32", "alpha_1": "F16", "alpha_rest": "F16", "offset": "F16"}
+_NUMPY = {"U32": "<u4", "F16": "<f2"}
+
+
+@dataclass(frozen=True)
+class BaseMatrix:
+    """What the metadata says about one packed matrix.
+
+    Attributes:
+        stored: its name in the checkpoint, the prefix of its four tensors.
+        name: its parameter name in the model's class.
+        kind: as in :class:`bcq.matrices.MatrixInfo`.
+        rows: N.
+        inputs: K.
+        bits: q.
+        group_size: g.
+        offset: whether its groups have offsets.
+        transposed: whether the original checkpoint held ``[K, N]``.
+        tied: further parameters that share it.
+        code_hash: SHA-256 of its codes.
+    """
+
+    stored: str
+    name: str
+    kind: str
+    rows: int
+    inputs: int
+    bits: int
+    group_size: int
+    offset: bool
+    transposed: bool
+    tied: tuple[str, ...]
+    code_hash: str
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Type and shape of its four tensors by their full names."""
+        tile = contract.TILE_ROWS
+        tiles, groups = ceil_div(self.rows, tile), ceil_div(self.inputs, self.group_size)
+        shapes: dict[str, tuple[int, ...]] = {
+            "codes": (tiles, ceil_div(self.inputs, contract.WORD_BITS), self.bits, tile),
+            "alpha_1": (tiles, groups, tile),
+            "alpha_rest": (tiles, groups, self.bits - 1, tile),
+            "offset": (tiles, groups, tile) if self.offset else (0,),
+        }
+        return {f"{self.stored}.{part}": TensorSpec(_DTYPES[part], shape) for part, shape in shapes.items()}
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of its four tensors, padding included."""
+        return sum(spec.nbytes for spec in self.specs().values())
+
+
+@dataclass(frozen=True)
+class QuantizedBase:
+    """An opened base folder; tensors are read when asked for.
+
+    Attributes:
+        checkpoint: the folder as a checkpoint, for its dense tensors and configuration.
+        matrices: every packed matrix by the name it has in the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    matrices: dict[str, BaseMatrix]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> QuantizedBase:
+        """Opens a folder that ``bcq quantize`` wrote.
+
+        Raises:
+            InputError: as :meth:`Checkpoint.open`; E109 when the BCQ description is missing or does not fit.
+        """
+        checkpoint = Checkpoint.open(folder)
+        if METADATA_KEY not in checkpoint.metadata:
+            raise _malformed(checkpoint, "it has no BCQ matrices; make them with `bcq quantize`")
+        try:
+            described = json.loads(checkpoint.metadata[METADATA_KEY])
+            version, entries = described["format_version"], described["matrices"]
+            matrices = [_matrix(entry) for entry in entries]
+        except (ValueError, TypeError, KeyError, RecursionError) as fault:
+            raise _malformed(checkpoint, f"its description is not valid ({fault})") from fault
+        if version != contract.FORMAT_VERSION:
+            raise _malformed(checkpoint, f"its format version is {version!r}, expected {contract.FORMAT_VERSION}")
+        for matrix in matrices:
+            _check_stored(checkpoint, matrix)
+        return cls(checkpoint, {matrix.stored: matrix for matrix in matrices})
+
+    @property
+    def folder(self) -> Path:
+        """Where the base lies."""
+        return self.checkpoint.folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Content of ``config.json``."""
+        return self.checkpoint.config
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 over the code hashes of all matrices in the order of their names: which base an adapter fits."""
+        joined = "".join(self.matrices[stored].code_hash for stored in sorted(self.matrices))
+        return hashlib.sha256(joined.encode("ascii")).hexdigest()
+
+    def names(self) -> list[str]:
+        """Checkpoint names of the packed matrices, sorted."""
+        return sorted(self.matrices)
+
+    def dense_names(self) -> list[str]:
+        """Names of all tensors that are stored as they were, sorted."""
+        parts = {part for matrix in self.matrices.values() for part in matrix.specs()}
+        return [name for name in self.checkpoint.names() if name not in parts]
+
+    def find(self, name: str) -> BaseMatrix | None:
+        """The matrix with this checkpoint name, parameter name or tied parameter name; None when it is dense."""
+        if name in self.matrices:
+            return self.matrices[name]
+        for matrix in self.matrices.values():
+            if name == matrix.name or name in matrix.tied:
+                return matrix
+        return None
+
+    def packed(self, name: str) -> PackedWeight:
+        """One matrix in the layout of the operators.
+
+        Args:
+            name: as in :meth:`find`.
+
+        Raises:
+            InputError: E107 when there is no such matrix, E109 when its codes do not have the recorded hash.
+        """
+        matrix = self.find(name)
+        if matrix is None:
+            raise InputError("E107", f"{self.folder} has no packed matrix {name!r}.")
+        tensors = {part: self._read(f"{matrix.stored}.{part}") for part in _DTYPES}
+        packed = PackedWeight(**tensors, inputs=matrix.inputs, rows=matrix.rows, group_size=matrix.group_size)
+        if packed.code_hash() != matrix.code_hash:
+            raise InputError(
+                "E109", f"{matrix.stored}.codes does not have the recorded hash: it was changed.", "Quantize again."
+            )
+        return packed
+
+    def _read(self, name: str) -> NDArray[Any]:
+        entry = self.checkpoint.entry(name)
+        return np.frombuffer(self.checkpoint.raw(name), _NUMPY[entry.dtype]).reshape(entry.shape)
+
+
+def metadata(matrices: list[BaseMatrix]) -> dict[str, str]:
+    """The metadata of ``model.safetensors``; its length depends on no hash."""
+    entries = [asdict(matrix) for matrix in matrices]
+    described = {"format_version": contract.FORMAT_VERSION, "layout": contract.LAYOUT, "matrices": entries}
+    return {"format": "pt", METADATA_KEY: json.dumps(described, separators=(",", ":"))}
+
+
+def is_base(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is that of a quantized base."""
+    section = config.get("quantization_config")
+    return isinstance(section, dict) and section.get("quant_method") == "bcq"
+
+
+def _matrix(entry: dict[str, Any]) -> BaseMatrix:
+    expected = {field.name: field.type for field in fields(BaseMatrix)}
+    if set(entry) != set(expected):
+        raise ValueError(f"a matrix has the fields {sorted(entry)}")
+    kinds = {"int": int, "bool": bool, "str": str}
+    for field, kind in expected.items():
+        if str(kind) in kinds and type(entry[field]) is not kinds[str(kind)]:
+            raise ValueError(f"{entry['stored']}: {field} is {entry[field]!r}")
+    matrix = BaseMatrix(**{**entry, "tied": tuple(map(str, entry["tied"]))})
+    if matrix.rows < 1 or not contract.MIN_BITS <= matrix.bits <= contract.MAX_BITS:
+        raise ValueError(f"{matrix.stored}: {matrix.rows} rows, {matrix.bits} bits")
+    check_group_size(matrix.group_size, matrix.inputs)
+    return matrix
+
+
+def _check_stored(checkpoint: Checkpoint, matrix: BaseMatrix) -> None:
+    for name, spec in matrix.specs().items():
+        entry = checkpoint.entry(name)
+        if (entry.dtype, entry.shape) != (spec.dtype, spec.shape):
+            got, expected = f"{entry.dtype}{list(entry.shape)}", f"{spec.dtype}{list(spec.shape)}"
+            raise InputError("E109", f"{SINGLE}: {name} is {got}, expected {expected} from its description.")
+
+
+def _malformed(checkpoint: Checkpoint, detail: str) -> InputError:
+    return InputError("E109", f"{checkpoint.folder} is not a usable quantized base: {detail}.")

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face folder in, a quantized base out: one tensor in memory at a time, the output whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcq import contract, packing
+from bcq.atomic import AtomicFolder
+from bcq.base import BaseMatrix, QuantizedBase, is_base, metadata
+from bcq.checkpoint import SINGLE, Checkpoint
+from bcq.errors import InputError, UnsupportedError
+from bcq.manifest import write_manifest
+from bcq.matrices import MatrixInfo, find_matrices
+from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
+from bcq.progress import SILENT, Progress
+from bcq.safetensors_read import ITEM_BYTES
+from bcq.safetensors_write import SafetensorsWriter, TensorSpec
+from bcq.solver import relative_error, solve
+
+REPORT = "bcq_report.json"
+SIDE_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "spiece.model", "sentencepiece.bpe.model", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", "1_Pooling/config.json",
+)  # fmt: skip
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class PlannedMatrix:
+    """What will be, or was, done with one matrix.
+
+    Attributes:
+        name: parameter name.
+        stored: checkpoint name.
+        kind: as in :class:`bcq.matrices.MatrixInfo`.
+        rows: N.
+        inputs: K.
+        bits: q, or None when it stays dense.
+        group_size: g, 0 when it stays dense.
+        dense_bytes: its size in float32.
+        packed_bytes: its size in the output.
+        reason: why it stays dense, or that it shares another's planes.
+        requested: the user asked for this.
+        relative_error: sum of squared errors over sum of squared weights, or None before solving or when dense.
+    """
+
+    name: str
+    stored: str
+    kind: str
+    rows: int
+    inputs: int
+    bits: int | None
+    group_size: int
+    dense_bytes: int
+    packed_bytes: int
+    reason: str = ""
+    requested: bool = False
+    relative_error: float | None = None
+
+
+def plan(model_folder: str | Path, options: QuantizeOptions) -> list[PlannedMatrix]:
+    """What :func:`quantize` would do, without reading a weight. Same errors."""
+    checkpoint = _open(model_folder)
+    return _plan(checkpoint, find_matrices(checkpoint), options)[0]
+
+
+def quantize(
+    model_folder: str | Path,
+    output: str | Path,
+    options: QuantizeOptions | None = None,
+    progress: Progress = SILENT,
+    command: Sequence[str] = ("bcq", "quantize"),
+) -> QuantizedBase:
+    """Writes a quantized base.
+
+    Args:
+        model_folder: local folder with ``config.json`` and safetensors.
+        output: folder to make; one that this program wrote before is replaced at the very end.
+        options: bits, groups, method; the defaults when None.
+        progress: told once a matrix.
+        command: what to record in the manifest.
+
+    Raises:
+        InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or infinity.
+        UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else.
+        UnsupportedError: E401 for an unknown architecture or a model that is quantized already.
+        ResourceError: E601 when the disk is full.
+    """
+    options = options or QuantizeOptions()
+    checkpoint = _open(model_folder)
+    planned, packed = _plan(checkpoint, find_matrices(checkpoint), options)
+    with AtomicFolder(output) as folder:
+        errors = _write_weights(checkpoint, packed, options, folder / SINGLE, progress)
+        done = [dataclasses.replace(matrix, relative_error=errors.get(matrix.stored)) for matrix in planned]
+        _write_json(folder / "config.json", _config(checkpoint, options))
+        copy_side_files(checkpoint.folder, folder)
+        _write_json(folder / REPORT, report(done, options))
+        write_manifest(folder, command, options.seed)
+    return QuantizedBase.open(output)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copies tokenizer and generation files, where they exist; symbolic links are followed."""
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+
+
+def report(matrices: list[PlannedMatrix], options: QuantizeOptions) -> dict[str, Any]:
+    """The content of ``bcq_report.json`` of a base."""
+    return {
+        "format_version": contract.FORMAT_VERSION,
+        "options": _options(options),
+        "matrices": [dataclasses.asdict(matrix) for matrix in matrices],
+    }
+
+
+def _open(model_folder: str | Path) -> Checkpoint:
+    checkpoint = Checkpoint.open(model_folder)
+    section = checkpoint.config.get("quantization_config")
+    if section:
+        method = "bcq" if is_base(checkpoint.config) else section.get("quant_method", "an unknown method")
+        raise UnsupportedError("E401", f"{checkpoint.folder} is quantized already ({method}).", "Give the dense model.")
+    return checkpoint
+
+
+def _plan(
+    checkpoint: Checkpoint, found: list[MatrixInfo], options: QuantizeOptions
+) -> tuple[list[PlannedMatrix], dict[str, BaseMatrix]]:
+    """All matrices in module order, and those to pack by their checkpoint names."""
+    check_overrides(options, [info.name for info in found])
+    tied: dict[str, list[str]] = {}
+    for info in found:
+        if info.tied_to:
+            tied.setdefault(info.tied_to, []).append(info.name)
+    planned, packed = [], {}
+    for info in found:
+        if info.tied_to:
+            reason = f"shares the matrix of {info.tied_to}"
+            planned.append(PlannedMatrix(info.name, info.stored, "tied", info.rows, info.inputs, None, 0, 0, 0, reason))
+            continue
+        matrix, base = _plan_one(checkpoint, info, tuple(tied.get(info.name, ())), options)
+        planned.append(matrix)
+        if base is not None:
+            packed[info.stored] = base
+    return planned, packed
+
+
+def _plan_one(
+    checkpoint: Checkpoint, info: MatrixInfo, tied: tuple[str, ...], options: QuantizeOptions
+) -> tuple[PlannedMatrix, BaseMatrix | None]:
+    choice = choice_for(info.name, options, info.kind == "embedding")
+    dense_bytes = 4 * info.rows * info.inputs
+    bits, reason = choice.bits, choice.reason
+    if info.reason:
+        bits, reason = None, info.reason
+    elif not checkpoint.is_float(info.stored):
+        bits, reason = None, f"it is stored as {checkpoint.dtype(info.stored)}"
+    if bits is None:
+        kept = checkpoint.entry(info.stored).nbytes
+        left = (info.name, info.stored, info.kind, info.rows, info.inputs, None, 0, dense_bytes, kept)
+        return PlannedMatrix(*left, reason=reason, requested=choice.requested and not info.reason), None
+    group_size = group_size_for(options, info.inputs)
+    base = BaseMatrix(
+        stored=info.stored, name=info.name, kind=info.kind, rows=info.rows, inputs=info.inputs, bits=bits,
+        group_size=group_size, offset=options.offset, transposed=info.transposed, tied=tied, code_hash=_NO_HASH,
+    )  # fmt: skip
+    row = (info.name, info.stored, info.kind, info.rows, info.inputs, bits, group_size, dense_bytes, base.packed_bytes)
+    return PlannedMatrix(*row, requested=choice.requested), base
+
+
+def _write_weights(
+    checkpoint: Checkpoint,
+    packed: dict[str, BaseMatrix],
+    options: QuantizeOptions,
+    path: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """Streams all tensors into ``path``; relative error of each packed matrix by checkpoint name."""
+    specs = dict(_specs(checkpoint, packed))
+    errors, finished = {}, dict(packed)
+    progress.start("quantize", len(packed))
+    with SafetensorsWriter(path, specs, metadata(list(packed.values()))) as writer:
+        for name in checkpoint.names():
+            if name not in packed:
+                _check_finite(checkpoint, name)
+                writer.write(name, checkpoint.raw(name))
+                continue
+            weight, errors[name] = _solve(checkpoint, packed[name], options)
+            finished[name] = dataclasses.replace(packed[name], code_hash=weight.code_hash())
+            for part, tensor in weight.tensors().items():
+                writer.write(f"{name}.{part}", np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes())
+            progress.step(packed[name].name, f"{packed[name].bits} bits, relative error {errors[name]:.4f}")
+        writer.replace_metadata(metadata(list(finished.values())))
+    progress.done()
+    return errors
+
+
+def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tuple[str, TensorSpec]]:
+    for name in checkpoint.names():
+        if name in packed:
+            yield from packed[name].specs().items()
+        else:
+            yield name, TensorSpec(checkpoint.dtype(name), checkpoint.shape(name))
+
+
+def _solve(
+    checkpoint: Checkpoint, matrix: BaseMatrix, options: QuantizeOptions
+) -> tuple[packing.PackedWeight, float]:
+    dense = checkpoint.read(matrix.stored)
+    if matrix.transposed:
+        dense = dense.T
+    solved = solve(
+        dense, matrix.bits, matrix.group_size, options.method, matrix.offset, options.seed, name=matrix.stored
+    )
+    return packing.pack(solved), relative_error(dense, solved)
+
+
+def _check_finite(checkpoint: Checkpoint, name: str) -> None:
+    if checkpoint.is_float(name) and not np.isfinite(checkpoint.read(name)).all():
+        raise InputError(
+            "E106",
+            f"{name} holds NaN or infinity, expected finite weights.",
+            "The checkpoint is damaged, or training diverged: use an earlier one.",
+        )
+
+
+def _config(checkpoint: Checkpoint, options: QuantizeOptions) -> dict[str, Any]:
+    section = {"quant_method": "bcq", "format_version": contract.FORMAT_VERSION, "layout": contract.LAYOUT}
+    return {**checkpoint.config, "quantization_config": {**section, **_options(options)}}
+
+
+def _options(options: QuantizeOptions) -> dict[str, Any]:
+    return {**dataclasses.asdict(options), "overrides": [str(override) for override in options.overrides]}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
