@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An output folder that appears whole or not at all: written beside its place, synced, and swapped in by rename."""
+"""An output folder that appears whole or not at all: written beside its place, synced, renamed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _RENAME_EXCHANGE = 2
 class AtomicFolder:
     """Context manager; ``with AtomicFolder(path) as folder:`` yields a temporary sibling of ``path``.
 
-    When the block ends well, every file is synced and the sibling takes the place of ``path``. When it fails, the
-    sibling is removed and ``path`` stays as it was. A sibling that a killed run left is removed by the next run.
+    When the block ends well, every file is synced and the sibling takes the place of ``path``. When it fails,
+    the sibling is removed and ``path`` stays as it was. A sibling that a killed run left is removed by the
+    next run.
 
     Args:
         path: the folder to make; it may exist if it is empty or was written by this program.
@@ -142,5 +143,7 @@ def _umask() -> int:
 def _disk(path: Path, fault: OSError) -> ResourceError:
     where = f" ({fault.filename})" if fault.filename else ""
     return ResourceError(
-        "E601", f"{path} cannot be written: {fault.strerror}{where}.", "The former output, if any, is untouched."
+        "E601",
+        f"{path} cannot be written: {fault.strerror}{where}.",
+        "The former output, if any, is untouched.",
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A quantized base: a Hugging Face folder whose matrices are stored as bit planes in the layout of the operators.
+"""A quantized base: a Hugging Face folder whose matrices are stored in the layout of the operators.
 
 Matrix ``X`` is stored as the tensors ``X.codes``, ``X.alpha_1``, ``X.alpha_rest`` and ``X.offset`` of
-``ops/README.md``; every other tensor is as it was. What a reader needs besides stands as JSON under ``bcq`` in the
-metadata of ``model.safetensors``.
+``ops/README.md``; every other tensor is as it was. What a reader needs besides stands as JSON under
+``bcq`` in the metadata of ``model.safetensors``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class QuantizedBase:
         except (ValueError, TypeError, KeyError, RecursionError) as fault:
             raise _malformed(checkpoint, f"its description is not valid ({fault})") from fault
         if version != contract.FORMAT_VERSION:
-            raise _malformed(checkpoint, f"its format version is {version!r}, expected {contract.FORMAT_VERSION}")
+            raise _malformed(
+                checkpoint, f"its format version is {version!r}, expected {contract.FORMAT_VERSION}"
+            )
         for matrix in matrices:
             _check_stored(checkpoint, matrix)
         return cls(checkpoint, {matrix.stored: matrix for matrix in matrices})
@@ -124,7 +126,7 @@ class QuantizedBase:
 
     @property
     def base_hash(self) -> str:
-        """SHA-256 over the code hashes of all matrices in the order of their names: which base an adapter fits."""
+        """SHA-256 over all code hashes in the order of the names: it tells which base an adapter fits."""
         joined = "".join(self.matrices[stored].code_hash for stored in sorted(self.matrices))
         return hashlib.sha256(joined.encode("ascii")).hexdigest()
 
@@ -138,7 +140,7 @@ class QuantizedBase:
         return [name for name in self.checkpoint.names() if name not in parts]
 
     def find(self, name: str) -> BaseMatrix | None:
-        """The matrix with this checkpoint name, parameter name or tied parameter name; None when it is dense."""
+        """The matrix with this checkpoint, parameter or tied parameter name; None when it is dense."""
         if name in self.matrices:
             return self.matrices[name]
         for matrix in self.matrices.values():
@@ -162,7 +164,9 @@ class QuantizedBase:
         packed = PackedWeight(**tensors, inputs=matrix.inputs, rows=matrix.rows, group_size=matrix.group_size)
         if packed.code_hash() != matrix.code_hash:
             raise InputError(
-                "E109", f"{matrix.stored}.codes does not have the recorded hash: it was changed.", "Quantize again."
+                "E109",
+                f"{matrix.stored}.codes does not have the recorded hash: it was changed.",
+                "Quantize again.",
             )
         return packed
 

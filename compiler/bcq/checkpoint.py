@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hugging Face model folder: its configuration and its tensors, read one at a time. Nothing in it is executed."""
+"""A Hugging Face model folder: its configuration, and its tensors one at a time. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Checkpoint:
         """Reads configuration and headers; tensors stay on disk.
 
         Raises:
-            InputError: E101 no such folder, E102 not a model folder, E103 damaged, E104 pickle, E105 remote code,
-                E107 a shard or a tensor that the index names is missing, E108 an index that leaves the folder.
+            InputError: E101 no such folder, E102 not a model folder, E103 damaged, E104 pickle, E105 remote
+                code, E107 a shard or a tensor that the index names is missing, E108 an index that leaves the
+                folder.
         """
         folder = Path(folder)
         config = read_config(folder)
@@ -92,7 +93,9 @@ class Checkpoint:
             stream.seek(entry.offset)
             data = stream.read(entry.nbytes)
         if len(data) != entry.nbytes:
-            raise InputError("E103", f"{entry.file.name} was cut short while {name!r} was read.", "Copy it again.")
+            raise InputError(
+                "E103", f"{entry.file.name} was cut short while {name!r} was read.", "Copy it again."
+            )
         return data
 
     def read(self, name: str) -> NDArray[np.float32]:
@@ -157,9 +160,13 @@ def _read_shards(folder: Path) -> Header:
     headers: dict[str, Header] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InputError("E108", f"{INDEX} names the shard {shard!r}, expected a file in the same folder.")
+            raise InputError(
+                "E108", f"{INDEX} names the shard {shard!r}, expected a file in the same folder."
+            )
         if not (folder / shard).exists():
-            raise InputError("E107", f"{INDEX} names {shard}, which {folder} does not have.", "Copy all shards.")
+            raise InputError(
+                "E107", f"{INDEX} names {shard}, which {folder} does not have.", "Copy all shards."
+            )
         headers[shard] = read_header(folder / shard)
     tensors: dict[str, StoredTensor] = {}
     for name, shard in weight_map.items():

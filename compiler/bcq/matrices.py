@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters of a Hugging Face model are matrices that can be packed, found from its class, not its names."""
+"""Which parameters of a Hugging Face model are matrices, found from its class and not from names."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def find_matrices(checkpoint: Checkpoint) -> list[MatrixInfo]:
     """All matrices of a model folder, in the order of its modules; a tied one follows under its own name.
 
     Raises:
-        InputError: E102 for a configuration that transformers refuses, E107 for a parameter that the checkpoint lacks,
-            E103 for one with another shape.
+        InputError: E102 for a configuration that transformers refuses, E107 for a parameter that the
+            checkpoint lacks, E103 for one with another shape.
         UnsupportedError: E401 for an architecture that transformers does not have.
     """
     model = meta_model(checkpoint)
@@ -81,12 +81,15 @@ def transformers_config(checkpoint: Checkpoint) -> Any:
         raise InputError("E102", f"{checkpoint.folder / 'config.json'} has no model_type.")
     if kind not in transformers.CONFIG_MAPPING:
         raise UnsupportedError(
-            "E401", f"{checkpoint.folder}: transformers {transformers.__version__} has no model type {kind!r}."
+            "E401",
+            f"{checkpoint.folder}: transformers {transformers.__version__} has no model type {kind!r}.",
         )
     try:
         return transformers.AutoConfig.for_model(**checkpoint.config)
     except Exception as fault:  # transformers checks the fields of each model in its own ways
-        raise InputError("E102", f"{checkpoint.folder / 'config.json'} is not valid: {_line(fault)}") from fault
+        raise InputError(
+            "E102", f"{checkpoint.folder / 'config.json'} is not valid: {_line(fault)}"
+        ) from fault
 
 
 def model_class(config: Any) -> Any:
@@ -99,7 +102,8 @@ def model_class(config: Any) -> Any:
             return found
     if config.architectures:
         raise UnsupportedError(
-            "E401", f"transformers {transformers.__version__} has no architecture {config.architectures[0]!r}."
+            "E401",
+            f"transformers {transformers.__version__} has no architecture {config.architectures[0]!r}.",
         )
     for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         if type(config) in mapping:
@@ -108,7 +112,7 @@ def model_class(config: Any) -> Any:
 
 
 def stored_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
-    """Checkpoint name of each parameter; a base model's checkpoint lacks the prefix, a head's has one too many.
+    """Checkpoint name of each parameter; a base model's checkpoint may lack the prefix, or have one too many.
 
     Raises:
         InputError: E107 when the checkpoint lacks a parameter, E103 when its shape differs.
@@ -122,7 +126,9 @@ def stored_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     for name, parameter in parameters.items():
         stored = _lookup(checkpoint, aliases[id(parameter)], prefix)
         if stored is None:
-            raise InputError("E107", f"{checkpoint.folder} has no tensor {name!r}, which {type(model).__name__} needs.")
+            raise InputError(
+                "E107", f"{checkpoint.folder} has no tensor {name!r}, which {type(model).__name__} needs."
+            )
         if checkpoint.shape(stored) != tuple(parameter.shape):
             got, expected = list(checkpoint.shape(stored)), list(parameter.shape)
             raise InputError("E103", f"{stored}: got the shape {got}, expected {expected} from config.json.")

@@ -62,7 +62,7 @@ class QuantizeOptions:
         if not _is_int(self.group_size) or self.group_size < 0 or self.group_size % multiple:
             raise UsageError(
                 "E202",
-                f"--group-size: got {self.group_size!r}, expected a multiple of {multiple}, or 0 for row-wise.",
+                f"--group-size: got {self.group_size!r}, expected 0 or a multiple of {multiple}.",
                 f"Try {multiple}, 64, 128 or 0.",
             )
         if self.method not in METHODS:
@@ -73,7 +73,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What happens to one matrix: ``bits`` planes, or None with the reason; ``requested``: the user said so."""
+    """What happens to one matrix: ``bits`` planes, or None with the reason; ``requested`` by the user."""
 
     bits: int | None
     reason: str = ""
@@ -131,7 +131,7 @@ def check_overrides(options: QuantizeOptions, names: Iterable[str]) -> None:
 
 
 def group_size_for(options: QuantizeOptions, inputs: int) -> int:
-    """g as a weight of ``inputs`` features stores it: 0 (row-wise) becomes K."""
+    """The g that a weight of ``inputs`` features stores: 0 (row-wise) becomes K."""
     return options.group_size or inputs
 
 

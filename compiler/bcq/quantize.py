@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hugging Face folder in, a quantized base out: one tensor in memory at a time, the output whole or absent."""
+"""A Hugging Face folder in, a quantized base out: one tensor in memory at a time, all or nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from bcq.manifest import write_manifest
 from bcq.matrices import MatrixInfo, find_matrices
 from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
 from bcq.progress import SILENT, Progress
-from bcq.safetensors_read import ITEM_BYTES
 from bcq.safetensors_write import SafetensorsWriter, TensorSpec
 from bcq.solver import relative_error, solve
 
 REPORT = "bcq_report.json"
 SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
+    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "spiece.model", "sentencepiece.bpe.model", "modules.json", "sentence_bert_config.json",
     "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
@@ -52,7 +51,8 @@ class PlannedMatrix:
         packed_bytes: its size in the output.
         reason: why it stays dense, or that it shares another's planes.
         requested: the user asked for this.
-        relative_error: sum of squared errors over sum of squared weights, or None before solving or when dense.
+        relative_error: sum of squared errors over sum of squared weights, or None before solving or when
+            dense.
     """
 
     name: str
@@ -92,7 +92,8 @@ def quantize(
         command: what to record in the manifest.
 
     Raises:
-        InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or infinity.
+        InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or
+            infinity.
         UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else.
         UnsupportedError: E401 for an unknown architecture or a model that is quantized already.
         ResourceError: E601 when the disk is full.
@@ -132,7 +133,9 @@ def _open(model_folder: str | Path) -> Checkpoint:
     section = checkpoint.config.get("quantization_config")
     if section:
         method = "bcq" if is_base(checkpoint.config) else section.get("quant_method", "an unknown method")
-        raise UnsupportedError("E401", f"{checkpoint.folder} is quantized already ({method}).", "Give the dense model.")
+        raise UnsupportedError(
+            "E401", f"{checkpoint.folder} is quantized already ({method}).", "Give the dense model."
+        )
     return checkpoint
 
 
@@ -149,7 +152,9 @@ def _plan(
     for info in found:
         if info.tied_to:
             reason = f"shares the matrix of {info.tied_to}"
-            planned.append(PlannedMatrix(info.name, info.stored, "tied", info.rows, info.inputs, None, 0, 0, 0, reason))
+            planned.append(
+                PlannedMatrix(info.name, info.stored, "tied", info.rows, info.inputs, None, 0, 0, 0, reason)
+            )
             continue
         matrix, base = _plan_one(checkpoint, info, tuple(tied.get(info.name, ())), options)
         planned.append(matrix)
@@ -175,9 +180,20 @@ def _plan_one(
     group_size = group_size_for(options, info.inputs)
     base = BaseMatrix(
         stored=info.stored, name=info.name, kind=info.kind, rows=info.rows, inputs=info.inputs, bits=bits,
-        group_size=group_size, offset=options.offset, transposed=info.transposed, tied=tied, code_hash=_NO_HASH,
+        group_size=group_size, offset=options.offset, transposed=info.transposed, tied=tied,
+        code_hash=_NO_HASH,
     )  # fmt: skip
-    row = (info.name, info.stored, info.kind, info.rows, info.inputs, bits, group_size, dense_bytes, base.packed_bytes)
+    row = (
+        info.name,
+        info.stored,
+        info.kind,
+        info.rows,
+        info.inputs,
+        bits,
+        group_size,
+        dense_bytes,
+        base.packed_bytes,
+    )
     return PlannedMatrix(*row, requested=choice.requested), base
 
 
@@ -201,7 +217,9 @@ def _write_weights(
             weight, errors[name] = _solve(checkpoint, packed[name], options)
             finished[name] = dataclasses.replace(packed[name], code_hash=weight.code_hash())
             for part, tensor in weight.tensors().items():
-                writer.write(f"{name}.{part}", np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes())
+                writer.write(
+                    f"{name}.{part}", np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
+                )
             progress.step(packed[name].name, f"{packed[name].bits} bits, relative error {errors[name]:.4f}")
         writer.replace_metadata(metadata(list(finished.values())))
     progress.done()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the header of a safetensors file and refuses everything that the format does not allow.
 
-Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, JSON, then the tensors
-back to back).
+Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, JSON, then the
+tensors back to back).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: ``nbytes`` bytes at ``offset`` from the start of ``file``; dtype as the format spells."""
+    """Where one tensor lies: ``nbytes`` bytes at ``offset`` in ``file``; dtype as the format spells it."""
 
     name: str
     dtype: str
@@ -48,7 +48,8 @@ def read_header(file: Path) -> Header:
     """Reads and checks the header of ``file``; no tensor is read.
 
     Raises:
-        InputError: E101 when the file is missing, E103 when it is damaged, E108 when it is not a regular file.
+        InputError: E101 when the file is missing, E103 when it is damaged, E108 when it is not a regular
+            file.
     """
     size = _regular_size(file)
     with file.open("rb") as stream:
@@ -57,7 +58,9 @@ def read_header(file: Path) -> Header:
         if len(first) < 8:
             raise _damaged(file, f"it has {size} bytes, a header needs at least 8.")
         if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise _damaged(file, f"the header promises {length:,} bytes of description, the file has {size:,}.")
+            raise _damaged(
+                file, f"the header promises {length:,} bytes of description, the file has {size:,}."
+            )
         declared = _json(file, stream.read(length))
     metadata = declared.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -118,7 +121,8 @@ def _check_extent(file: Path, tensors: list[StoredTensor], start: int, size: int
     for tensor in tensors:
         if tensor.offset != end:
             raise _damaged(
-                file, f"tensor {tensor.name!r} begins at byte {tensor.offset:,}, expected {end:,}: a gap or an overlap."
+                file,
+                f"tensor {tensor.name!r} begins at byte {tensor.offset:,}, expected {end:,}.",
             )
         end += tensor.nbytes
     if end > size:

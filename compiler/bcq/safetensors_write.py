@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a safetensors file tensor by tensor: shapes first, so that only one tensor is in memory at a time."""
+"""Writes a safetensors file tensor by tensor: shapes first, so that one tensor is in memory at a time."""
 
 from __future__ import annotations
 

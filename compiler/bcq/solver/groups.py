@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of weights, sorted once, so that assigning codes and fitting alphas cost a binary search.
 
-The best code of a weight is its nearest level, so each level owns an interval of the sorted group. Least squares
-and the error need only how many weights an interval holds and their sum; both come from prefix sums. One
-alternation thus costs O(2^q log g) a group, not O(2^q g).
+The best code of a weight is its nearest level, so each level owns an interval of the sorted group. Least
+squares and the error need only how many weights an interval holds and their sum; both come from prefix
+sums. One alternation thus costs O(2^q log g) a group, not O(2^q g).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _count_below(values: Float32, thresholds: Float64) -> NDArray[np.int64]:
 
 
 def _solve_positive(matrix: Float64, target: Float64) -> Float64:
-    """Solves many small symmetric positive systems, ``[P, P, R] x [P, R]``, by Cholesky; matrix is overwritten."""
+    """Solves R small symmetric positive systems, ``[P, P, R] x [P, R]``, by Cholesky; overwrites ``matrix``."""
     planes = len(matrix)
     x = target.copy()
     for j in range(planes):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The levels that q alphas can reach: sign tables, and the order that a solution is stored in.
 
-Coefficients are float64 ``[R, q]`` (alphas) or ``[R, q + 1]`` (alphas, then the offset) for R groups. Without an
-offset the levels lie symmetric about zero, so only the half with a positive first sign is listed ("folded") and
-the other half follows by mirroring.
+Coefficients are float64 ``[R, q]`` (alphas) or ``[R, q + 1]`` (alphas, then the offset) for R groups. Without
+an offset the levels lie symmetric about zero, so only the half with a positive first sign is listed
+("folded") and the other half follows by mirroring.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class SignTable:
     Attributes:
         bits: q.
         offset: whether a last column of ones multiplies an offset.
-        signs: float64 ``[L, q]`` or ``[L, q + 1]`` of -1 and +1; row l holds the binary digits of its index, plane 1
-            first, 1 for +1. L = 2^q with an offset; without, the 2^(q-1) rows whose first sign is +1.
+        signs: float64 ``[L, q]`` or ``[L, q + 1]`` of -1 and +1; row l holds the binary digits of its index,
+            plane 1 first, 1 for +1. L = 2^q with an offset; without, the 2^(q-1) rows whose first sign is +1.
     """
 
     bits: int
@@ -33,7 +33,8 @@ class SignTable:
 
     def levels(self, coefficients: Float64) -> Float64:
         """What each sign combination adds up to, ``[R, L]``, summed in a fixed order."""
-        return np.einsum("rp,lp->rl", coefficients, self.signs)
+        result: Float64 = np.einsum("rp,lp->rl", coefficients, self.signs)
+        return result
 
 
 def sign_table(bits: int, offset: bool) -> SignTable:

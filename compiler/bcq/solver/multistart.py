@@ -2,8 +2,8 @@
 """Multi-start alternating, the default: many starts, the best result per group after rounding to float16.
 
 Alternating stops at local minima, and from the greedy start at poor ones. Uniform grids at several clipping
-ratios are better starts. Clipped round-to-nearest itself and the solution with one plane less are candidates too,
-so the error is never above either.
+ratios are better starts. Clipped round-to-nearest itself and the solution with one plane less are candidates
+too, so the error is never above either.
 """
 
 from __future__ import annotations

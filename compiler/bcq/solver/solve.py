@@ -84,7 +84,7 @@ def rows_of(weight: BcqWeight, rows: slice) -> BcqWeight:
 def _solve_block(
     dense: Float32, bits: int, group_size: int, method: str, offset: bool
 ) -> tuple[NDArray[np.uint8], Float64]:
-    """Bits ``[q, n, K]`` and coefficients ``[n, G, q (+ 1)]``; a last, narrower group is solved on its own."""
+    """Bits ``[q, n, K]`` and coefficients ``[n, G, q (+ 1)]``; a narrower last group is solved on its own."""
     rows, inputs = dense.shape
     whole = inputs - inputs % group_size
     signs, coefficients = [], []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round-to-nearest with clipping: the yardstick, and good places to start from.
 
-A uniform grid of 2^q levels is a binary code whose alphas are step/2 times 1, 2, 4, ...: sums of signed powers of
-two are the odd integers. So every grid below is written as coefficients of a binary code and can be compared, and
-improved, like any other.
+A uniform grid of 2^q levels is a binary code whose alphas are step/2 times 1, 2, 4, ...: sums of signed
+powers of two are the odd integers. So every grid below is written as coefficients of a binary code and can be
+compared, and improved, like any other.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CLIPPING = tuple(float(ratio) for ratio in np.linspace(1.0, 0.2, 33))
 def uniform_grid(groups: Groups, ratio: float) -> Float64:
     """Coefficients of the grid that covers ``ratio`` of each group's range.
 
-    The outermost cells end at the clipped range, as integers do that round to nearest. Without an offset the grid
-    is symmetric; with one it lies between the group's clipped minimum and maximum.
+    The outermost cells end at the clipped range, as integers do that round to nearest. Without an offset the
+    grid is symmetric; with one it lies between the group's clipped minimum and maximum.
     """
     bits = groups.table.bits
     low, high = _range(groups, ratio)
