@@ -44,7 +44,7 @@ def parser() -> Parser:
     """Builds the parser of all verbs; imports nothing heavy."""
     top = Parser(
         prog="bcq",
-        description="A tuned transformer in, a small and fast ONNX model out: weights as sums of binary matrices.",
+        description="A tuned transformer in, a small and fast ONNX model out.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,7 +84,7 @@ def as_bcq_error(error: Exception) -> BcqError:
     if isinstance(error, BcqError):
         return error
     if isinstance(error, MemoryError):
-        return ResourceError("E602", "out of memory.", "Close other programs or use a machine with more memory.")
+        return ResourceError("E602", "out of memory.", "Close other programs or use a larger machine.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" on the disk of '{error.filename}'" if error.filename else ""
         return ResourceError("E601", f"no space left{place}.", "Free some space or choose another --output.")
@@ -95,7 +95,7 @@ def as_bcq_error(error: Exception) -> BcqError:
             "E603", f"the package '{error.name}' is not installed.", "Run `pip install 'onnx-bcq[compile]'`."
         )
     what = f"{type(error).__name__}: {error}"
-    return BcqError("E999", f"unexpected {what}", "This is a bug in bcq: run again with --debug and report it.")
+    return BcqError("E999", f"unexpected {what.rstrip('.')}.", "This is a bug: run again with --debug and report it.")
 
 
 def _run(words: list[str]) -> int:
@@ -105,7 +105,7 @@ def _run(words: list[str]) -> int:
         return int(leave.code or 0)
     arguments.words = words
     arguments.out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # only results go to standard output, whatever libraries print
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print, results go to `out`
         code: int = arguments.run(arguments)
     arguments.out.flush()
     return code

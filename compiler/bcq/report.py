@@ -6,58 +6,76 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 REPORT_FILE = "bcq_report.json"
 MEGA = 1e6
 LISTED = 8  # dense matrices that the end of a run names; the report file has them all
 
 
-class Matrix(Protocol):
-    """One distinct matrix as a report sees it; ``bcq.passes.weights.MatrixRecord`` is one."""
+@dataclass(frozen=True)
+class Row:
+    """One matrix as reports show it.
+
+    Attributes:
+        name: parameter or initializer name.
+        kind: what it is (``linear``, ``conv1d``, ``embedding``, ``tied``) or which operators read it.
+        rows: N, output features.
+        inputs: K, input features.
+        bits: planes, or None where it stays dense.
+        group_size: inputs that share an alpha, 0 where it stays dense.
+        dense_bytes: bytes as float32.
+        packed_bytes: bytes of codes, alphas and offset, 0 where it stays dense.
+        reason: why it stays dense, or with which matrix a tied one is shared.
+        requested: whether the user asked for it.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    inputs: int
+    bits: int | None
+    group_size: int
+    dense_bytes: int
+    packed_bytes: int
+    reason: str
+    requested: bool
+
+    @classmethod
+    def of(cls, matrix: Mapping[str, Any]) -> Row:
+        """A row of a report file or the fields of a record; both spellings of the kind are known."""
+        kinds = matrix.get("kinds")
+        bits = matrix["bits"]
+        return cls(
+            name=str(matrix["name"]),
+            kind="+".join(kinds) if kinds else str(matrix.get("kind", "")),
+            rows=int(matrix["rows"]),
+            inputs=int(matrix["inputs"]),
+            bits=bits,
+            group_size=int(matrix["group_size"]),
+            dense_bytes=int(matrix["dense_bytes"]),
+            packed_bytes=0 if bits is None else int(matrix["packed_bytes"]),
+            reason=str(matrix.get("reason", "")),
+            requested=bool(matrix.get("requested", False)),
+        )
 
     @property
-    def name(self) -> str:
-        """Parameter or initializer name."""
+    def tied(self) -> bool:
+        """Whether it only shares another row's matrix, so that it does not count."""
+        return self.kind == "tied"
 
     @property
-    def kinds(self) -> Sequence[str]:
-        """Operators that read it: ``matmul``, ``gemm``, ``gather``."""
+    def packed(self) -> bool:
+        """Whether no dense copy is left."""
+        return self.bits is not None and not self.reason
 
-    @property
-    def rows(self) -> int:
-        """N, output features."""
 
-    @property
-    def inputs(self) -> int:
-        """K, input features."""
-
-    @property
-    def bits(self) -> int | None:
-        """Planes, or None where it stays dense."""
-
-    @property
-    def group_size(self) -> int:
-        """Inputs that share an alpha."""
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes as float32."""
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of codes, alphas and offset; 0 where it stays dense."""
-
-    @property
-    def reason(self) -> str:
-        """Why it stays dense; empty where it is packed."""
-
-    @property
-    def requested(self) -> bool:
-        """Whether the user asked for exactly this."""
+def rows_of(records: Iterable[Any]) -> list[Row]:
+    """Rows of records that other modules make: dataclasses with the fields of a row."""
+    return [Row.of(asdict(record)) for record in records]
 
 
 @dataclass(frozen=True)
@@ -91,23 +109,25 @@ class Summary:
         return asdict(self)
 
 
-def summarize(matrices: Sequence[Matrix], bytes_after: int, seconds: float) -> Summary:
+def summarize(matrices: Sequence[Row], bytes_after: int, seconds: float) -> Summary:
     """Adds up a run.
 
     Args:
-        matrices: every distinct matrix, packed or not.
+        matrices: every matrix, packed or not; tied ones do not count.
         bytes_after: bytes of the written model, dense tensors included.
         seconds: wall time.
     """
-    packed = [matrix for matrix in matrices if matrix.bits is not None]
-    counted = [matrix for matrix in matrices if matrix.bits is not None or not matrix.requested]
-    saved = sum(matrix.dense_bytes - matrix.packed_bytes for matrix in packed)
-    weights = sum(matrix.rows * matrix.inputs for matrix in packed)
+    distinct = [row for row in matrices if not row.tied]
+    packed = [row for row in distinct if row.packed]
+    counted = [row for row in distinct if row.packed or not row.requested]
+    saved = sum(row.dense_bytes for row in packed) - sum(row.packed_bytes for row in distinct)
     return Summary(
         packed=len(packed),
-        total=len(matrices),
-        share=_ratio(sum(m.dense_bytes for m in packed), sum(m.dense_bytes for m in counted)),
-        bits_per_weight=_ratio(8 * sum(matrix.packed_bytes for matrix in packed), weights),
+        total=len(distinct),
+        share=_ratio(sum(row.dense_bytes for row in packed), sum(row.dense_bytes for row in counted)),
+        bits_per_weight=_ratio(
+            8 * sum(row.packed_bytes for row in packed), sum(row.rows * row.inputs for row in packed)
+        ),
         bytes_fp32=bytes_after + saved,
         bytes_fp16=(bytes_after + saved) // 2,
         bytes_after=bytes_after,
@@ -116,41 +136,16 @@ def summarize(matrices: Sequence[Matrix], bytes_after: int, seconds: float) -> S
     )
 
 
-def matrix_rows(matrices: Sequence[Matrix]) -> list[dict[str, Any]]:
-    """Plain values of every matrix, in order, for JSON."""
-    return [
-        {
-            "name": matrix.name,
-            "kinds": list(matrix.kinds),
-            "rows": matrix.rows,
-            "inputs": matrix.inputs,
-            "bits": matrix.bits,
-            "group_size": matrix.group_size,
-            "dense_bytes": matrix.dense_bytes,
-            "packed_bytes": matrix.packed_bytes,
-            "reason": matrix.reason,
-            "requested": matrix.requested,
-        }
-        for matrix in matrices
-    ]
-
-
-def report_json(matrices: Sequence[Matrix], options: dict[str, Any] | None = None) -> str:
-    """Text of ``bcq_report.json``: the same for the same input, so without time and memory."""
-    document = {"report_version": 1, "options": options or {}, "matrices": matrix_rows(matrices)}
-    return json.dumps(document, indent=2) + "\n"
-
-
-def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report in a folder, or None where there is none that can be read."""
+def read_report(folder: Path) -> list[Row] | None:
+    """The matrices in a folder's report; None where there is no report that can be read."""
     try:
         document = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return [Row.of(matrix) for matrix in document["matrices"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return document if isinstance(document, dict) else None
 
 
-def summary_text(summary: Summary, matrices: Sequence[Matrix] = ()) -> str:
+def summary_text(summary: Summary, matrices: Sequence[Row] = ()) -> str:
     """The lines at the end of a run."""
     after = summary.bytes_after
     lines = [
@@ -162,7 +157,7 @@ def summary_text(summary: Summary, matrices: Sequence[Matrix] = ()) -> str:
         f"peak memory {megabytes(summary.peak_ram)}",
         f"time        {summary.seconds:.1f} s",
     ]
-    dense = [matrix for matrix in matrices if matrix.bits is None]
+    dense = [row for row in matrices if not row.packed and not row.tied]
     lines += [f"dense       {m.name} [{m.rows} x {m.inputs}]: {m.reason}" for m in dense[:LISTED]]
     if len(dense) > LISTED:
         lines.append(f"dense       ... and {len(dense) - LISTED} more, see {REPORT_FILE}")
@@ -175,12 +170,22 @@ def megabytes(count: int) -> str:
     return f"{value:.2f} MB" if value < 10 else f"{value:.1f} MB" if value < 100 else f"{value:,.0f} MB"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned: the first to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """A Markdown table with columns of equal width.
+
+    Args:
+        header: titles of the columns.
+        rows: cells.
+        align: one letter a column, ``l`` or ``r``; ``l`` and then all ``r`` if empty.
+    """
+    align = align or "l" + "r" * (len(header) - 1)
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    rule = ["-" * widths[0], *["-" * (width - 1) + ":" for width in widths[1:]]]
-    return "\n".join(_line(row, widths) for row in [cells[0], rule, *cells[1:]])
+    rule = [
+        "-" * width if side == "l" else "-" * (width - 1) + ":"
+        for width, side in zip(widths, align, strict=True)
+    ]
+    return "\n".join(_line(row, widths, align) for row in [cells[0], rule, *cells[1:]])
 
 
 def peak_ram() -> int:
@@ -189,10 +194,10 @@ def peak_ram() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+def _line(row: Sequence[str], widths: Sequence[int], align: str) -> str:
     cells = [
-        row[0].ljust(widths[0]),
-        *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+        cell.ljust(width) if side == "l" else cell.rjust(width)
+        for cell, width, side in zip(row, widths, align, strict=True)
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of the command line, one file each: ``add_parser(subparsers)`` and ``run(arguments) -> exit code``.
+"""The verbs of the command line, one file each: ``add_parser(subparsers)`` and ``run(arguments)``.
 
-These files are imported by ``bcq --help``, so they import only argparse-like things on top; the work is imported
-inside ``run``.
+``bcq --help`` imports all of them, so they import only light things on top; the work is imported inside
+``run``, which returns the exit code.
 """
 
 from __future__ import annotations
 
-from bcq.commands import bench, demo, doctor, eval, export, inspect, quantize, run, verify
+from bcq.commands import bench, demo, doctor, export, inspect, quantize, run, verify
+from bcq.commands import eval as evaluate
 
-VERBS = (doctor, inspect, quantize, export, verify, run, eval, bench, demo)
+VERBS = (doctor, inspect, quantize, export, verify, run, evaluate, bench, demo)

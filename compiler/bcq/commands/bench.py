@@ -18,7 +18,7 @@ EXAMPLES = """\
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
-    verb = add_verb(subparsers, "bench", "time the kernels against onnxruntime's fp32 and 4-bit ones", EXAMPLES)
+    verb = add_verb(subparsers, "bench", "time the kernels against onnxruntime's own", EXAMPLES)
     verb.set_defaults(run=run)
 
 

@@ -20,10 +20,8 @@ EXAMPLES = """\
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
-    verb = add_verb(
-        subparsers, "demo", "quantize, export, run, verify and measure the model that ships with bcq", EXAMPLES
-    )
-    verb.add_argument("-o", "--output", type=Path, help="keep the exported folders here (default: thrown away)")
+    verb = add_verb(subparsers, "demo", "run the whole chain on the model that ships with bcq", EXAMPLES)
+    verb.add_argument("-o", "--output", type=Path, help="keep the exported folders here")
     verb.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], metavar="Q", help="default 2 3 4")
     verb.set_defaults(run=run)
 

@@ -18,7 +18,9 @@ EXAMPLES = """\
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
-    verb = add_verb(subparsers, "doctor", "show versions, op library, CPU features, chosen kernels, memory", EXAMPLES)
+    verb = add_verb(
+        subparsers, "doctor", "show versions, op library, CPU and chosen kernels, memory", EXAMPLES
+    )
     verb.set_defaults(run=run)
 
 

@@ -22,7 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
     verb = add_verb(subparsers, "eval", "measure the perplexity of an exported decoder on a text", EXAMPLES)
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="what `bcq export` wrote")
     verb.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
-    verb.add_argument("--window", type=int, metavar="TOKENS", help="tokens a window (default: context, at most 1024)")
+    verb.add_argument(
+        "--window", type=int, metavar="N", help="tokens a window (default: context, up to 1024)"
+    )
     verb.add_argument("--limit", type=int, metavar="N", help="only the first N windows")
     verb.set_defaults(run=run)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,9 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
     verb = add_verb(subparsers, "export", "write a packed ONNX model", EXAMPLES)
-    verb.add_argument("source", type=Path, metavar="SOURCE", help="quantized base, model folder or .onnx file")
+    verb.add_argument("source", type=Path, metavar="SOURCE", help="base, model folder or .onnx file")
     verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
-    verb.add_argument("--allow-partial", action="store_true", help="accept less than 90 %% of matrix bytes packed")
+    verb.add_argument("--allow-partial", action="store_true", help="accept less than 90 %% packed")
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
@@ -41,13 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
     )
-    matrices = result.report.matrices
+    matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
     data = {
         "output": str(result.folder),
         "kind": result.kind,
         **summary.to_dict(),
-        "matrices": report.matrix_rows(matrices),
+        "matrices": [asdict(matrix) for matrix in matrices],
     }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
     return 0

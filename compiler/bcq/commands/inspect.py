@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from bcq.commands.options import add_quantize_options, add_verb, emit, quantize_
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
-    from bcq.listing import Planned
     from bcq.plan import QuantizeOptions
+    from bcq.report import Row
 
 EXAMPLES = """\
   bcq inspect models/gpt2
@@ -22,7 +23,7 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
     verb = add_verb(subparsers, "inspect", "list every matrix, and what would become of it", EXAMPLES)
-    verb.add_argument("model", type=Path, metavar="MODEL", help="model folder, quantized base, export or .onnx file")
+    verb.add_argument("model", type=Path, metavar="MODEL", help="model folder, base, export or .onnx file")
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
@@ -37,25 +38,26 @@ def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptio
     from bcq.listing import planned_matrices
 
     rows = planned_matrices(model, options)
-    data = {"model": str(model), "matrices": [row.to_dict() for row in rows], **totals(rows)}
+    data = {"model": str(model), "matrices": [asdict(row) for row in rows], **totals(rows)}
     emit(arguments, data, text(rows))
     return 0
 
 
-def totals(rows: list[Planned]) -> dict[str, float]:
+def totals(rows: list[Row]) -> dict[str, float]:
     """Counts and bytes over all matrices, with the share that would be packed."""
-    dense = sum(row.dense_bytes for row in rows)
-    packed = sum(row.dense_bytes for row in rows if row.bits is not None)
+    distinct = [row for row in rows if not row.tied]
+    dense = sum(row.dense_bytes for row in distinct)
+    packed = sum(row.dense_bytes for row in distinct if row.packed)
     return {
-        "packed_count": sum(row.bits is not None for row in rows),
-        "total_count": len(rows),
+        "packed_count": sum(row.packed for row in distinct),
+        "total_count": len(distinct),
         "packed_share": packed / dense if dense else 0.0,
         "dense_bytes": dense,
-        "packed_bytes": sum(row.packed_bytes if row.bits is not None else row.dense_bytes for row in rows),
+        "packed_bytes": sum(row.packed_bytes if row.packed else row.dense_bytes for row in distinct),
     }
 
 
-def text(rows: list[Planned]) -> str:
+def text(rows: list[Row]) -> str:
     """A table for people and one line with the totals."""
     from bcq.report import megabytes, table
 
@@ -72,7 +74,7 @@ def text(rows: list[Planned]) -> str:
     sums = totals(rows)
     return "\n".join(
         [
-            table(["matrix", "N x K", "kind", "bits", "outcome"], body),
+            table(["matrix", "N x K", "kind", "bits", "outcome"], body, "lrlrl"),
             f"{sums['packed_count']} of {sums['total_count']} matrices packed"
             f" ({sums['packed_share']:.1%} of matrix bytes):"
             f" {megabytes(int(sums['dense_bytes']))} fp32 -> {megabytes(int(sums['packed_bytes']))}",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-
-
 def add_verb(subparsers: Subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
     """A verb with the options that all verbs have; `examples` are shown under its help."""
     verb = subparsers.add_parser(
@@ -43,10 +41,10 @@ def add_quantize_options(verb: argparse.ArgumentParser) -> None:
         group.add_argument(flag, default=argparse.SUPPRESS, **settings)
 
     add("--bits", type=int, metavar="Q", help="binary planes per matrix, 1 to 8 (default 3)")
-    add("--group-size", type=int, metavar="G", help="inputs that share a scale: multiple of 32, 0 = whole row (128)")
+    add("--group-size", type=int, metavar="G", help="inputs that share a scale, 0 = whole row (default 128)")
     add("--offset", action="store_true", help="one offset more per group")
     add("--method", choices=METHODS, help="solver (default multistart)")
-    add("--no-embeddings", dest="embeddings", action="store_false", help="leave embeddings and tied heads dense")
+    add("--no-embeddings", dest="embeddings", action="store_false", help="keep embeddings dense")
     add(
         "--set",
         dest="overrides",

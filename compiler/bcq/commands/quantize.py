@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return show_plan(arguments, arguments.model, options)
     from bcq import report
+    from bcq.checkpoint import SINGLE
     from bcq.quantize import quantize
 
     began = time.monotonic()
-    quantize(arguments.model, arguments.output, options, progress=progress(arguments))
-    weights = arguments.output / "model.safetensors"
-    matrices = report.read_matrices(arguments.output)
-    summary = report.summarize(matrices, weights.stat().st_size, time.monotonic() - began)
-    data = {"output": str(arguments.output), **summary.to_dict(), "matrices": report.matrix_rows(matrices)}
+    command = ["bcq", *arguments.words]
+    quantize(arguments.model, arguments.output, options, progress=progress(arguments), command=command)
+    matrices = report.read_report(arguments.output) or []
+    size = (arguments.output / SINGLE).stat().st_size
+    summary = report.summarize(matrices, size, time.monotonic() - began)
+    data = {
+        "output": str(arguments.output),
+        **summary.to_dict(),
+        "matrices": [asdict(matrix) for matrix in matrices],
+    }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
     return 0

@@ -28,10 +28,12 @@ def add_parser(subparsers: Subparsers) -> None:
     prompt = verb.add_mutually_exclusive_group(required=True)
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text to continue")
     prompt.add_argument("--tokens", metavar="IDS", help="token ids to continue, separated by commas")
-    verb.add_argument("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="at most so many (40)")
+    verb.add_argument(
+        "-n", "--max-new-tokens", type=int, default=40, metavar="N", help="how many (default 40)"
+    )
     verb.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default)")
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest, 0 = all")
-    verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability mass")
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="among the K likeliest, 0 = all")
+    verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="within this probability mass")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
     verb.set_defaults(run=run)
 

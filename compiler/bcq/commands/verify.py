@@ -21,13 +21,11 @@ EXAMPLES = """\
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
-    verb = add_verb(
-        subparsers, "verify", "compare an export with PyTorch; exit code 5 when it is over tolerance", EXAMPLES
-    )
+    verb = add_verb(subparsers, "verify", "compare an export with PyTorch (exit code 5: differs)", EXAMPLES)
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="what `bcq export` wrote")
     verb.add_argument("--against", type=Path, metavar="MODEL", help="the model folder it was made from")
     verb.add_argument("--prompt", metavar="TEXT", help="text to compare on (default: seeded tokens)")
-    verb.add_argument("--steps", type=int, default=16, metavar="N", help="decode steps with cache (default 16)")
+    verb.add_argument("--steps", type=int, default=16, metavar="N", help="decode steps (default 16)")
     verb.add_argument("--per-layer", action="store_true", help="one line a layer")
     verb.set_defaults(run=run)
 
@@ -52,7 +50,7 @@ def text(result: ParityResult) -> str:
     """The figures, one a line, and the verdict first."""
     tokens = {True: "identical", False: "DIFFERENT", None: "-"}[result.tokens_equal]
     lines = [
-        "parity        " + ("ok" if result.ok else "FAILED: the export does not compute what PyTorch computes"),
+        "parity        " + ("ok" if result.ok else "FAILED: not what PyTorch computes"),
         f"relative RMS  {result.relative:.2e} (tolerance {result.tolerance:.0e})",
         f"largest error {result.max_abs:.2e}",
         f"cosine        {result.cosine:.7f}",
