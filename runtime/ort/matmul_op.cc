@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// BcqMatMul as a custom op: validate, borrow scratch, run the kernel on ONNX Runtime's own threads.
+#include <algorithm>
+#include <new>
+
+#include "kernels/bcq_matmul/kernel.h"
+#include "ort/callbacks.h"
+#include "ort/custom_op.h"
+#include "ort/threads.h"
+#include "ort/weight.h"
+
+namespace bcq::ort {
+namespace {
+
+// Scratch from ONNX Runtime's arena, given back when the scope ends; aligned to a cache line.
+class Scratch {
+ public:
+  Scratch(OrtAllocator* allocator, size_t bytes) : allocator_(allocator) {
+    if (bytes == 0) return;
+    block_ = allocator->Alloc(allocator, bytes + kAlignment);
+    if (block_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() {
+    if (block_ != nullptr) allocator_->Free(allocator_, block_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* data() const {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block_) + kAlignment - 1) & ~(kAlignment - 1));
+  }
+
+ private:
+  static constexpr uintptr_t kAlignment = 64;
+  OrtAllocator* allocator_;
+  void* block_ = nullptr;
+};
+
+// The allocator of the node's execution provider.
+class Allocator {
+ public:
+  Allocator(const Calls& calls, const OrtKernelInfo* info) : calls_(&calls) {
+    check(calls, calls.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
+  }
+  Allocator(Allocator&& other) noexcept : calls_(other.calls_), allocator_(other.allocator_) {
+    other.allocator_ = nullptr;
+  }
+  ~Allocator() {
+    if (allocator_ != nullptr) calls_->ReleaseAllocator(allocator_);
+  }
+  OrtAllocator* get() const { return allocator_; }
+
+ private:
+  const Calls* calls_;
+  OrtAllocator* allocator_ = nullptr;
+};
+
+class MatMul {
+ public:
+  MatMul(const CustomOp& registration, const OrtKernelInfo* info)
+      : op_(registration),
+        calls_(*registration.calls),
+        cpu_flags_(bcq_cpu_flags()),
+        weight_(calls_, info, *registration.op),
+        allocator_(calls_, info) {}
+
+  void run(OrtKernelContext* context) const {
+    const OrtValue* value = nullptr;
+    check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
+    const Tensor a(calls_, value);
+    const std::string error = check_activation(weight_.attributes(), a.shape());
+    if (!error.empty()) throw Refusal{error};
+    MatMulProblem problem = problem_of(a, weight_.pointers(calls_, context));
+    problem.y = output_of(context, a.shape());
+    if (problem.M == 0) return;
+    const char* kernel = bcq_select_matmul(&problem, cpu_flags_);
+    const Scratch scratch(allocator_.get(), bcq_matmul_scratch_bytes(&problem, kernel));
+    Threads threads{calls_, context};
+    const char* failure = bcq_matmul(&problem, kernel, scratch.data(), 0, parallel_for, &threads);
+    if (failure != nullptr) throw Refusal{failure};
+  }
+
+ private:
+  MatMulProblem problem_of(const Tensor& a, const WeightPointers& weight) const {
+    const Attributes& attributes = weight_.attributes();
+    const Shape shape = a.shape();
+    const int64_t widest = std::max(attributes.K, attributes.N) * int64_t(sizeof(float));
+    MatMulProblem p = {};
+    p.M = checked_product(shape.dims, shape.rank - 1, widest);
+    if (p.M < 0) throw Refusal{"A shape: the product of its dimensions overflows. Feed fewer rows."};
+    p.K = attributes.K;
+    p.N = attributes.N;
+    p.group_size = attributes.group_size;
+    p.bits = int32_t(attributes.bits);
+    p.a_is_half = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    p.accuracy_level = int32_t(attributes.accuracy_level);
+    p.a = a.data<void>();
+    p.a_stride = p.K;
+    p.y_stride = p.N;
+    p.codes = weight.codes;
+    p.alpha_1 = weight.alpha_1;
+    p.alpha_rest = weight.alpha_rest;
+    p.offset = weight.offset;
+    return p;
+  }
+
+  // The output [..., N] for an activation [..., K].
+  void* output_of(OrtKernelContext* context, Shape a) const {
+    int64_t dims[Tensor::kMaxRank];
+    std::copy(a.dims, a.dims + a.rank, dims);
+    dims[a.rank - 1] = weight_.attributes().N;
+    OrtValue* output = nullptr;
+    check(calls_, calls_.KernelContext_GetOutput(context, 0, dims, a.rank, &output));
+    void* data = nullptr;
+    check(calls_, calls_.GetTensorMutableData(output, &data));
+    return data;
+  }
+
+  const CustomOp& op_;
+  const Calls& calls_;
+  uint32_t cpu_flags_;
+  Weight weight_;
+  Allocator allocator_;
+};
+
+}  // namespace
+
+CustomOp matmul_op(const Calls& calls, ONNXTensorElementDataType type) {
+  CustomOp op = make_custom_op<MatMul>(calls, contract::kBcqMatMul, type, type);
+  op.last_dimension = "N";
+  op.keeps_last_input = false;
+  return op;
+}
+
+}  // namespace bcq::ort
