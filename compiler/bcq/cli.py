@@ -94,8 +94,8 @@ def as_bcq_error(error: Exception) -> BcqError:
         return ResourceError(
             "E603", f"the package '{error.name}' is not installed.", "Run `pip install 'onnx-bcq[compile]'`."
         )
-    what = f"{type(error).__name__}: {error}"
-    return BcqError("E999", f"unexpected {what.rstrip('.')}.", "This is a bug: run again with --debug and report it.")
+    what = f"{type(error).__name__}: {error}".rstrip(".")
+    return BcqError("E999", f"unexpected {what}.", "A bug: run again with --debug and report it.")
 
 
 def _run(words: list[str]) -> int:

@@ -74,8 +74,19 @@ class Row:
 
 
 def rows_of(records: Iterable[Any]) -> list[Row]:
-    """Rows of records that other modules make: dataclasses with the fields of a row."""
-    return [Row.of(asdict(record)) for record in records]
+    """Rows of what other modules record: dataclasses with the fields of a row, or rows themselves."""
+    return [record if isinstance(record, Row) else Row.of(asdict(record)) for record in records]
+
+
+def matrix_rows(records: Iterable[Any]) -> list[dict[str, Any]]:
+    """Plain values of every matrix, in order, for JSON."""
+    return [asdict(row) for row in rows_of(records)]
+
+
+def report_json(records: Iterable[Any], options: dict[str, Any]) -> str:
+    """Text of ``bcq_report.json``: the same for the same input, so without time and memory."""
+    document = {"options": options, "matrices": matrix_rows(records)}
+    return json.dumps(document, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -109,15 +120,15 @@ class Summary:
         return asdict(self)
 
 
-def summarize(matrices: Sequence[Row], bytes_after: int, seconds: float) -> Summary:
+def summarize(records: Iterable[Any], bytes_after: int, seconds: float) -> Summary:
     """Adds up a run.
 
     Args:
-        matrices: every matrix, packed or not; tied ones do not count.
+        records: every matrix, packed or not, as `rows_of` takes them; tied ones do not count.
         bytes_after: bytes of the written model, dense tensors included.
         seconds: wall time.
     """
-    distinct = [row for row in matrices if not row.tied]
+    distinct = [row for row in rows_of(records) if not row.tied]
     packed = [row for row in distinct if row.packed]
     counted = [row for row in distinct if row.packed or not row.requested]
     saved = sum(row.dense_bytes for row in packed) - sum(row.packed_bytes for row in distinct)

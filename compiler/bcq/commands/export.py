@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
+        command=["bcq", *arguments.words],
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         "output": str(result.folder),
         "kind": result.kind,
         **summary.to_dict(),
-        "matrices": [asdict(matrix) for matrix in matrices],
+        "matrices": report.matrix_rows(matrices),
     }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = {
         "output": str(arguments.output),
         **summary.to_dict(),
-        "matrices": [asdict(matrix) for matrix in matrices],
+        "matrices": report.matrix_rows(matrices),
     }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
     return 0
