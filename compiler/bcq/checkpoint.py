@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hugging Face model folder: its configuration, and its tensors one at a time. Nothing in it is executed."""
+"""A Hugging Face model folder: its configuration, and its tensors one at a time. No code in it is run."""
 
 from __future__ import annotations
 

@@ -76,18 +76,26 @@ def with_table(groups: Groups, table: SignTable) -> Groups:
     return Groups(groups.values, groups.prefix, groups.squares, table)
 
 
+def select(groups: Groups, rows: NDArray[np.int64]) -> Groups:
+    """Some of the groups."""
+    return Groups(groups.values[rows], groups.prefix[rows], groups.squares[rows], groups.table)
+
+
 def assign(groups: Groups, coefficients: Float64) -> Assignment:
     """Gives each weight to its nearest level; coefficients ``[R, q]`` or, with an offset, ``[R, q + 1]``."""
     levels = groups.table.levels(coefficients)
     reach = levels if groups.table.offset else np.abs(levels)
     order = np.argsort(reach, axis=1, kind="stable")
-    ascending = np.take_along_axis(reach, order, axis=1)
-    below = _count_below(groups.values, (ascending[:, 1:] + ascending[:, :-1]) / 2)
-    edges = np.hstack([np.zeros((groups.rows, 1), np.int64), below, np.full((groups.rows, 1), groups.width)])
-    counts, sums = np.empty_like(levels), np.empty_like(levels)
-    np.put_along_axis(counts, order, np.diff(edges, axis=1).astype(np.float64), axis=1)
-    np.put_along_axis(sums, order, np.diff(np.take_along_axis(groups.prefix, edges, axis=1), axis=1), axis=1)
-    return Assignment(levels, counts, sums)
+    order += _row_starts(order.shape)
+    ascending = reach.ravel()[order]
+    edges = np.empty((groups.rows, levels.shape[1] + 1), np.int64)
+    edges[:, 0], edges[:, -1] = 0, groups.width
+    edges[:, 1:-1] = _count_below(groups.values, (ascending[:, 1:] + ascending[:, :-1]) / 2)
+    below = groups.prefix.ravel()[edges + _row_starts(groups.prefix.shape)]
+    counts, sums = np.empty(levels.size), np.empty(levels.size)
+    counts[order] = edges[:, 1:] - edges[:, :-1]
+    sums[order] = below[:, 1:] - below[:, :-1]
+    return Assignment(levels, counts.reshape(levels.shape), sums.reshape(levels.shape))
 
 
 def error(groups: Groups, assignment: Assignment) -> Float64:
@@ -114,22 +122,26 @@ def refit(groups: Groups, assignment: Assignment) -> Float64:
 
 def _count_below(values: Float32, thresholds: Float64) -> NDArray[np.int64]:
     """How many values of each row lie at or below each threshold: a binary search over all rows at once."""
-    rows, width = values.shape
+    width = values.shape[1]
     flat = values.ravel()
-    first = (np.arange(rows, dtype=np.int64) * width)[:, None] - 1
+    first = _row_starts(values.shape) - 1
     position = np.zeros(thresholds.shape, np.int64)
     step = 1 << (width.bit_length() - 1)
     while step:
         candidate = position + step
-        inside = candidate <= width
-        probe = flat[first + np.where(inside, candidate, width)]
-        position += step * (inside & (probe <= thresholds))
+        probe = flat[first + np.minimum(candidate, width)]
+        np.copyto(position, candidate, where=(probe <= thresholds) & (candidate <= width))
         step >>= 1
     return position
 
 
+def _row_starts(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Index of the first element of each row in the flattened array, ``[R, 1]``."""
+    return (np.arange(shape[0], dtype=np.int64) * shape[1])[:, None]
+
+
 def _solve_positive(matrix: Float64, target: Float64) -> Float64:
-    """Solves R small symmetric positive systems, ``[P, P, R] x [P, R]``, by Cholesky; overwrites ``matrix``."""
+    """Solves R small positive systems, ``[P, P, R] x [P, R]``, by Cholesky; overwrites ``matrix``."""
     planes = len(matrix)
     x = target.copy()
     for j in range(planes):

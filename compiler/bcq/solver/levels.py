@@ -48,7 +48,8 @@ def sign_table(bits: int, offset: bool) -> SignTable:
 def all_signs(bits: int) -> Float64:
     """float64 ``[2^q, q]``: row l is the binary digits of l, plane 1 first, as -1 and +1."""
     shifts = np.arange(bits - 1, -1, -1)
-    return ((np.arange(2**bits)[:, None] >> shifts) & 1) * 2.0 - 1.0
+    signs: Float64 = ((np.arange(2**bits)[:, None] >> shifts) & 1) * 2.0 - 1.0
+    return signs
 
 
 def ordered(coefficients: Float64, bits: int) -> Float64:
@@ -61,4 +62,5 @@ def ordered(coefficients: Float64, bits: int) -> Float64:
 def as_stored(coefficients: Float64) -> Float64:
     """Rounded to float16, as a file holds them; what float16 cannot hold becomes infinite."""
     with np.errstate(over="ignore"):
-        return coefficients.astype(np.float16).astype(np.float64)
+        stored: Float64 = coefficients.astype(np.float16).astype(np.float64)
+    return stored

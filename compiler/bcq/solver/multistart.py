@@ -53,8 +53,10 @@ def _grow(groups: Groups, weights: Float32, bits: int, extra: Float64 | None = N
 
 def _starts(groups: Groups, weights: Float32) -> Iterator[Float64]:
     bits, offset = groups.table.bits, groups.table.offset
-    yield clipped_rtn(groups)
     yield ordered(greedy(weights, bits, offset), bits)
+    if bits == 1 and not offset:
+        return  # one alpha, the mean of the absolute values, is the optimum already
+    yield clipped_rtn(groups)
     for ratio in START_RATIOS:
         yield uniform_grid(groups, ratio)
     yield grid_with_zero(groups, 0.9)

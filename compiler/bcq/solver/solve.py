@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +19,7 @@ from bcq.solver.multistart import multistart
 from bcq.solver.uniform import clipped_rtn
 
 BLOCK_WEIGHTS = 1 << 19  # weights solved at a time: temporaries stay below about 32 bytes a weight
+MAX_WORKERS = 4
 
 
 def solve(
@@ -48,31 +52,43 @@ def solve(
     words = np.empty((bits, rows, ceil_div(inputs, 32)), np.uint32)
     alpha = np.empty((bits, rows, groups), np.float16)
     offsets = np.empty((rows, groups), np.float16) if offset else None
-    step = max(1, BLOCK_WEIGHTS // max(inputs, 1))
-    for begin in range(0, rows, step):
-        block = slice(begin, min(begin + step, rows))
+
+    def solve_rows(block: slice) -> None:
         dense = np.ascontiguousarray(weights[block], dtype=np.float32)
-        _check_finite(dense, name, begin)
+        _check_finite(dense, name, block.start)
         signs, coefficients = _solve_block(dense, bits, group_size, method, offset)
         _check_range(coefficients, name)
         words[:, block] = pack_bits(signs)
         alpha[:, block] = coefficients[..., :bits].transpose(2, 0, 1).astype(np.float16)
         if offsets is not None:
             offsets[block] = coefficients[..., bits].astype(np.float16)
+
+    with ThreadPoolExecutor(max_workers=_workers()) as pool:
+        for _ in pool.map(solve_rows, _blocks(rows, inputs)):
+            pass  # blocks do not depend on each other, so neither does the result on the number of threads
     return BcqWeight(words, alpha, offsets, inputs, group_size)
 
 
 def relative_error(weights: Float32, solved: BcqWeight) -> float:
     """Sum of squared errors over the sum of squared weights; 0 when both are zero."""
     wrong = total = 0.0
-    step = max(1, BLOCK_WEIGHTS // max(solved.inputs, 1))
-    for begin in range(0, solved.rows, step):
-        block = slice(begin, begin + step)
+    for block in _blocks(solved.rows, solved.inputs):
         dense = np.asarray(weights[block], dtype=np.float32)
         difference = rows_of(solved, block).dequantize() - dense
         wrong += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
         total += float(np.einsum("nk,nk->", dense, dense, dtype=np.float64))
     return wrong / total if total else wrong
+
+
+def _blocks(rows: int, inputs: int) -> list[slice]:
+    step = max(1, BLOCK_WEIGHTS // max(inputs, 1))
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def _workers() -> int:
+    """Threads: the cores that this process may use, at most MAX_WORKERS, which bounds the memory."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, MAX_WORKERS)
 
 
 def rows_of(weight: BcqWeight, rows: slice) -> BcqWeight:
