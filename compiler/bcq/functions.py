@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators' meaning as model-local functions in standard ONNX operators, so that any runtime runs a packed file.
+"""The operators as model-local functions in standard ONNX operators, so that any runtime runs a packed file.
 
-A runtime that has the library uses its kernels; another one inlines these bodies. They follow ``ops/README.md``
-line by line. Only operators whose schema is the same in every opset from ``MIN_OPSET`` on appear, so a function
+A runtime that has the library uses its kernels; another one inlines these bodies. They follow
+``ops/README.md`` line by line. Only operators that every opset from ``MIN_OPSET`` on has appear, so a function
 can import the opset of the model that carries it, as ONNX demands. Bits are taken out of a word by shift and
 remainder; the empty ``offset`` becomes zeros by appending zeros and keeping the first ones.
 """
@@ -42,6 +42,8 @@ _DECODE = """
     W = Add (summed, offset_k)
 """
 
+_PLACES = ", ".join(map(str, range(contract.WORD_BITS)))
+
 # Attributes as tensors, and what follows from them: C chunks, G groups.
 _CONSTANTS = f"""
     k_attribute = Constant <value_int: int = @K> ()
@@ -60,7 +62,7 @@ _CONSTANTS = f"""
     f_one = Constant <value_float = 1.0> ()
     f_two = Constant <value_float = 2.0> ()
     base = Constant <value = uint32[1] {{2}}> ()
-    places = Constant <value = uint32[{contract.WORD_BITS}, 1] {{{", ".join(map(str, range(contract.WORD_BITS)))}}}> ()
+    places = Constant <value = uint32[{contract.WORD_BITS}, 1] {{{_PLACES}}}> ()
     k = Reshape (k_attribute, one)
     n = Reshape (n_attribute, one)
     q = Reshape (q_attribute, one)
@@ -125,8 +127,8 @@ def functions(opset: int, activation: ir.DataType = ir.DataType.FLOAT) -> list[i
 
     Args:
         opset: version of the standard domain that the carrying model imports, at least ``MIN_OPSET``.
-        activation: element type of ``A``; it matters below opset 15 only, where no operator can cast to the type
-            of another value.
+        activation: element type of ``A``; it matters below opset 15 only, where no operator can cast to
+            the type of another value.
 
     Raises:
         ValueError: when the opset is older than ``MIN_OPSET``.
@@ -151,4 +153,4 @@ def _function(op: contract.Op, body: str, opset: int) -> ir.Function:
     {{ {_CONSTANTS} {_ROWS} {body} }}
     """
     proto: onnx.FunctionProto = onnx.parser.parse_function(text)
-    return ir.from_proto(proto)
+    return ir.serde.deserialize_function(proto)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graph pass: any MatMul, Gemm or Gather on a constant matrix becomes a BCQ operator, whoever wrote the graph."""
+"""The graph pass: any MatMul, Gemm or Gather on a constant matrix becomes a BCQ operator."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(model: ir.Model, source: WeightSource, progress: Progress = SILENT) -> P
         progress: one step a matrix.
 
     Returns:
-        Every constant matrix that the graph multiplies with or looks up in, packed or with the reason why not.
+        Every constant matrix that the graph multiplies with or looks up in, with what became of it.
 
     Raises:
         UnsupportedError: E401 for a model that is packed already, or whose opset is too old.

@@ -12,9 +12,11 @@ from bcq.passes.weights import MatrixRef
 from bcq.passes.work import GATHER, GEMM, MATMUL, Matrix, Reading, Work
 
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_MIN_BATCHED = 16  # a constant of three dimensions counts as matrices when its last two are at least this long
+_MIN_BATCHED = (
+    16  # a constant of three dimensions counts as matrices when its last two are at least this long
+)
 
-# Fused operators that multiply with a constant matrix but are not rewritten: they count, so that no one is misled.
+# Operators that multiply with a constant matrix but are not rewritten: they count, so that no one is misled.
 _OTHER_MATRIX_OPS = frozenset(
     {"Einsum", "FusedMatMul", "FusedGemm", "TransposeMatMul", "Attention", "EmbedLayerNormalization"}
 )
@@ -54,7 +56,8 @@ def _readers_of(value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> 
         if reason:
             readers.dense.append(reason)
         else:
-            assert use.node is not None and kind is not None
+            assert use.node is not None
+            assert kind is not None
             reading = Reading(use.node, kind, use.dtype)
             readers.readings.setdefault(_stored_transposed(use, kind), []).append(reading)
     return readers

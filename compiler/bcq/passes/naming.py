@@ -8,8 +8,12 @@ import re
 
 import onnx_ir as ir
 
-_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx.export(dynamo=True): the modules around a node, outermost first
-_NAMELESS = re.compile(r"|val_\d+|_?\d+|onnx::\w+|(.*/)?Constant(_\d+)?_output_0|(t|transpose|permute)(_\d+)?")
+_SCOPES = (
+    "pkg.torch.onnx.name_scopes"  # torch.onnx.export(dynamo=True): the modules around a node, outermost first
+)
+_NAMELESS = re.compile(
+    r"|val_\d+|_?\d+|onnx::\w+|(.*/)?Constant(_\d+)?_output_0|(t|transpose|permute)(_\d+)?"
+)
 
 
 def is_nameless(name: str | None) -> bool:

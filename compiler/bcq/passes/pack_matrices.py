@@ -40,7 +40,9 @@ def _merged(work: Work) -> list[Matrix]:
             continue
         first.ref = replace(first.ref, kinds=tuple(dict.fromkeys(first.ref.kinds + matrix.ref.kinds)))
         first.readings += matrix.readings
-        first.dense_readers += [reason for reason in matrix.dense_readers if reason not in first.dense_readers]
+        first.dense_readers += [
+            reason for reason in matrix.dense_readers if reason not in first.dense_readers
+        ]
     return result
 
 
@@ -61,7 +63,7 @@ def _pack(model: ir.Model, work: Work, matrix: Matrix, taken: set[str]) -> Matri
     matrix.packed = PackedValues(
         _initializers(model.graph, matrix.ref.name, packed, taken), _attributes(packed)
     )
-    return _record(matrix, packed, f"a dense copy stays: {dense}" if dense else "", False)
+    return _record(matrix, packed, f"packed, but a dense copy stays: {dense}" if dense else "", False)
 
 
 def _initializers(graph: ir.Graph, name: str, packed: PackedWeight, taken: set[str]) -> tuple[ir.Value, ...]:
@@ -90,14 +92,16 @@ def _attributes(packed: PackedWeight) -> dict[str, int | str]:
 
 
 def _record(matrix: Matrix, packed: PackedWeight | None, reason: str, requested: bool) -> MatrixRecord:
+    """A matrix of which a dense copy stays counts as dense, whatever its other readers read."""
     ref = matrix.ref
+    counted = packed if not reason else None
     return MatrixRecord(
         name=ref.name,
         kinds=ref.kinds,
         rows=ref.rows,
         inputs=ref.inputs,
-        bits=packed.bits if packed else None,
-        group_size=packed.group_size if packed else 0,
+        bits=counted.bits if counted else None,
+        group_size=counted.group_size if counted else 0,
         dense_bytes=matrix.dense_bytes,
         packed_bytes=packed.nbytes if packed else 0,
         reason=reason,

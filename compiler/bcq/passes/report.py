@@ -15,11 +15,11 @@ class MatrixRecord:
         kinds: how the graph reads it: ``matmul``, ``gemm``, ``gather``, or another operator's type.
         rows: N.
         inputs: K.
-        bits: q, or None when no reader was packed.
-        group_size: g, 0 when not packed.
+        bits: q, or None when it counts as dense: no reader was packed, or some reader needs a dense copy.
+        group_size: g, 0 when it counts as dense.
         dense_bytes: bytes of the matrix as float32.
-        packed_bytes: bytes of its four packed tensors, 0 when not packed.
-        reason: why (some of) its readers still read the dense matrix; empty when all read the packed one.
+        packed_bytes: bytes of its four packed tensors, 0 when no reader was packed.
+        reason: why it counts as dense; empty otherwise.
         requested: the user asked for it to stay dense.
     """
 
@@ -36,8 +36,8 @@ class MatrixRecord:
 
     @property
     def packed(self) -> bool:
-        """True when no dense copy is left: a matrix that some node still reads dense does not count."""
-        return self.bits is not None and not self.reason
+        """True when all readers read the packed matrix and no dense copy is left."""
+        return self.bits is not None
 
 
 @dataclass

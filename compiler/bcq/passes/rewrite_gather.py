@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather(W, indices) along axis 0 becomes BcqGather(indices, packed W), with a Cast behind it in float16 graphs."""
+"""Gather(W, indices) along axis 0 becomes BcqGather(indices, packed W), plus a Cast in float16 graphs."""
 
 from __future__ import annotations
 

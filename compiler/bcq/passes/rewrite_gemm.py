@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemm(A, W, C) = alpha A' W' + beta C becomes BcqMatMul, then Mul by alpha and Add of beta C where they matter."""
+"""Gemm(A, W, C) = alpha A' W' + beta C becomes BcqMatMul, then Mul by alpha and Add of beta C."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removes dense matrices that nobody reads any more, and what an exporter wrote down about its own source code."""
+"""Removes dense matrices that nobody reads any more, and an exporter's notes about its own source code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRACE_KEY = "namespace"
 
 
 def sweep_dead(model: ir.Model, work: Work) -> None:
-    """Drops unread nodes that only carried a constant, then the initializers of packed matrices without a reader."""
+    """Drops unread nodes that only carried a constant, then initializers of packed matrices."""
     outputs = set(model.graph.outputs)
     for node in reversed(model.graph):
         result = node.outputs[0]
@@ -27,7 +27,7 @@ def sweep_dead(model: ir.Model, work: Work) -> None:
 
 
 def sweep_traces(model: ir.Model, work: Work) -> None:
-    """Removes the exporter's notes from model, graph, nodes and values: megabytes, and paths of its machine."""
+    """Removes the exporter's notes from the whole model: megabytes, and paths of its machine."""
     _clean(model.metadata_props)
     for graph in model.graphs():
         _clean(graph.metadata_props)

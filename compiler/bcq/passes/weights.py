@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where packed weights come from: solved on the fly from the graph's own tensors, or taken from a quantized base."""
+"""Where packed weights come from: solved from the graph's own tensors, or taken from a quantized base."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from bcq import packing
+from bcq import packing, plan
 from bcq.bcq import Float32
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
+from bcq.passes.spool import spooled
 
 if TYPE_CHECKING:
     from bcq.base import QuantizedBase
-    from bcq.plan import QuantizeOptions
 
 GATHER_KIND = "gather"
 
@@ -86,10 +84,10 @@ class SolveOnTheFly:
 
     Args:
         options: bits, group size and so on, with ``--set`` exceptions by name.
-        spool: a folder for the packed tensors, so that they do not pile up in memory; None keeps them in memory.
+        spool: a folder for the packed tensors until they are written; None keeps them in memory.
     """
 
-    def __init__(self, options: QuantizeOptions, spool: Path | None = None) -> None:
+    def __init__(self, options: plan.QuantizeOptions, spool: Path | None = None) -> None:
         self.options = options
         self.spool = spool
 
@@ -101,36 +99,40 @@ class SolveOnTheFly:
 
     def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
         """Solves the matrix with the bits that the options give to its name."""
-        from bcq import plan
-        from bcq.solver import solve
+        from bcq.solver import solve  # late: a base needs no solver
 
-        choice = plan.choice_for(matrix.name, self.options, embedding=GATHER_KIND in matrix.kinds)
+        options = self.options
+        choice = plan.choice_for(matrix.name, options, embedding=GATHER_KIND in matrix.kinds)
         if choice.bits is None:
             return Left(choice.reason, choice.requested)
-        group_size = plan.group_size_for(self.options, matrix.inputs)
-        options = self.options
+        group_size = plan.group_size_for(options, matrix.inputs)
         weight = solve(
-            matrix.read(), choice.bits, group_size, method=options.method, offset=options.offset, seed=options.seed
+            matrix.read(),
+            choice.bits,
+            group_size,
+            method=options.method,
+            offset=options.offset,
+            seed=options.seed,
         )
-        return self._spooled(packing.pack(weight))
-
-    def _spooled(self, packed: PackedWeight) -> PackedWeight:
-        if self.spool is None:
-            return packed
-        arrays = {name: _mapped(array, self.spool) for name, array in packed.tensors().items()}
-        return PackedWeight(**arrays, inputs=packed.inputs, rows=packed.rows, group_size=packed.group_size)
+        return spooled(packing.pack(weight), self.spool)
 
 
 class FromBase:
-    """Takes packed matrices from a quantized base by name."""
+    """Takes packed matrices from a quantized base by name.
 
-    def __init__(self, base: QuantizedBase) -> None:
+    Args:
+        base: an opened base.
+        spool: as in :class:`SolveOnTheFly`.
+    """
+
+    def __init__(self, base: QuantizedBase, spool: Path | None = None) -> None:
         self.base = base
-        self._names = frozenset(base.names())
+        self.spool = spool
 
     def identity(self, matrix: MatrixRef) -> str:
-        """The name: in a base every matrix is stored once."""
-        return matrix.name
+        """The name under which the base stores it, shared by tied parameters, and the orientation."""
+        known = self.base.find(matrix.name)
+        return f"{known.stored if known else matrix.name} {matrix.rows}x{matrix.inputs}"
 
     def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
         """The base's matrix of the same name.
@@ -138,8 +140,8 @@ class FromBase:
         Raises:
             InputError: E109 when its N or K differ from the graph's.
         """
-        if matrix.name not in self._names:
-            return Left("the quantized base keeps it dense", requested=True)
+        if self.base.find(matrix.name) is None:
+            return self._left(matrix)
         packed = self.base.packed(matrix.name)
         got, expected = (packed.rows, packed.inputs), (matrix.rows, matrix.inputs)
         if got != expected:
@@ -148,14 +150,14 @@ class FromBase:
                 f"matrix '{matrix.name}' of the base has N, K = {got}, the graph expects {expected}.",
                 "Quantize the model again.",
             )
-        return packed
+        return spooled(packed, self.spool)
 
-
-def _mapped(array: NDArray[Any], folder: Path) -> NDArray[Any]:
-    """The array written to a nameless file in ``folder`` and mapped from there; the file vanishes with the map."""
-    if array.size == 0:
-        return array
-    with tempfile.TemporaryFile(dir=folder) as file:
-        array.tofile(file)
-        file.flush()
-        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
+    def _left(self, matrix: MatrixRef) -> Left:
+        """Whether the options that the base was made with asked for a dense matrix."""
+        section = self.base.config.get("quantization_config", {})
+        names = (entry.name for entry in fields(plan.QuantizeOptions))
+        options = plan.QuantizeOptions(**{name: section[name] for name in names if name in section})
+        choice = plan.choice_for(matrix.name, options, embedding=GATHER_KIND in matrix.kinds)
+        if choice.bits is None:
+            return Left(choice.reason, choice.requested)
+        return Left("the quantized base holds it dense")

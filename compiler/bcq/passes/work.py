@@ -41,7 +41,7 @@ class PackedValues:
     attributes: dict[str, int | str]
 
     def node(self, op: contract.Op, first_input: ir.Value, replaced: ir.Node) -> ir.Node:
-        """The operator ``op`` on this matrix, in the place of ``replaced``; it has the attributes of the contract."""
+        """The operator ``op`` on this matrix, in the place of ``replaced``, with all its attributes."""
         return ir.node(
             op.name,
             [first_input, *self.tensors],
