@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """onnx-bcq: a tuned transformer in, a small and fast ONNX model out.
 
-The names below are the public interface. They are imported when first used, so that ``import bcq`` is quick and
-a program that only runs models never imports torch.
+The names in ``__all__`` are the public interface. They are imported when first used, so that ``import bcq`` is
+quick and a program that only runs models never imports torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,28 @@ _HOME = {
     "verify": "bcq.parity",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [
+    "BcqError",
+    "BcqWeight",
+    "InputError",
+    "Model",
+    "PackedWeight",
+    "ParityFailure",
+    "ParityResult",
+    "QuantizeOptions",
+    "QuantizedBase",
+    "ResourceError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "export",
+    "load",
+    "pack",
+    "quantize",
+    "session",
+    "unpack",
+    "verify",
+]
 
 try:
     __version__ = version("onnx-bcq")

@@ -3,16 +3,33 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq import report
+from bcq.atomic import AtomicFolder
+from bcq.base import QuantizedBase, is_base
+from bcq.checkpoint import Checkpoint, read_config, read_json
+from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.frontends.architectures import architecture_of
+from bcq.manifest import write_manifest
+from bcq.plan import QuantizeOptions, check_overrides
 from bcq.progress import SILENT, Progress
+from bcq.write import write_model
 
 if TYPE_CHECKING:
-    from bcq.base import QuantizedBase
-    from bcq.passes.weights import PackReport
-    from bcq.plan import QuantizeOptions
+    import onnx_ir as ir
+
+    from bcq.passes import PackReport, WeightSource
+
+MODEL_FILE = "model.onnx"
+LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
+Source = Path | QuantizedBase
 
 
 @dataclass(frozen=True)
@@ -35,15 +52,195 @@ class ExportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        raise NotImplementedError
+        matrices = self.report.matrices
+        summary = report.summarize(matrices, self.model_bytes, self.seconds)
+        return {
+            "output": str(self.folder),
+            "kind": self.kind,
+            **summary.to_dict(),
+            "matrices": report.matrix_rows(matrices),
+        }
 
 
 def export(
     source: str | Path | QuantizedBase,
-    output: Path,
+    output: str | Path,
     options: QuantizeOptions | None = None,
     allow_partial: bool = False,
     progress: Progress = SILENT,
+    command: Sequence[str] = ("bcq", "export"),
 ) -> ExportResult:
-    """Exports a quantized base, a model folder or an ``.onnx`` file to `output`."""
-    raise NotImplementedError
+    """Exports a model; the output folder appears whole or not at all.
+
+    Args:
+        source: quantized base (or its folder), Hugging Face folder, or ``.onnx`` file.
+        output: folder to make; one that this program wrote before is replaced at the very end.
+        options: how to quantize; defaults when None; must be None for a base.
+        allow_partial: accept that less than 90 % of matrix bytes are packed.
+        progress: told once a matrix.
+        command: what to record in the manifest.
+
+    Raises:
+        InputError: E101 to E109 for a source that is missing, damaged or unsafe.
+        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, or an output folder that
+            holds something else.
+        UnsupportedError: E401 for an architecture that is not exported, E402 below 90 %.
+        ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
+    """
+    began = time.monotonic()
+    opened = _opened(source, options)  # refuses what cannot be exported before any work
+    _check_tools(opened)
+    with AtomicFolder(output) as folder:
+        if isinstance(opened, QuantizedBase):
+            kind, packed = _export_base(opened, folder, progress)
+        elif opened.suffix == ".onnx":
+            kind, packed = "graph", _export_file(opened, folder, options or QuantizeOptions(), progress)
+        else:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
+                base = _quantized(opened, Path(temporary) / "base", options, progress)
+                kind, packed = _export_base(base, folder, progress)
+        _check_share(packed, allow_partial)
+        recorded = _recorded_options(opened, options)
+        text = report.report_json(packed.matrices, recorded)
+        (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
+        write_manifest(folder, command, int(recorded.get("seed", 0)))
+        model_bytes = sum(path.stat().st_size for path in folder.glob(f"{MODEL_FILE}*"))
+    return ExportResult(Path(output), kind, packed, time.monotonic() - began, model_bytes)
+
+
+def _opened(source: str | Path | QuantizedBase, options: QuantizeOptions | None) -> Source:
+    """The base where the source is one, else the path of a model folder or ``.onnx`` file."""
+    if not isinstance(source, QuantizedBase):
+        source = Path(source)
+        if source.suffix == ".onnx" and not source.is_dir():
+            if not source.is_file():
+                raise InputError(
+                    "E101", f"the file {source} does not exist.", "Give the path of an ONNX file."
+                )
+            return source
+        config = read_config(source)
+        architecture_of(config)
+        if not is_base(config):
+            Checkpoint.open(source)
+            return source
+        source = QuantizedBase.open(source)
+    if options is not None:
+        raise UsageError(
+            "E203",
+            f"{source.folder} is quantized already; options of quantization do not apply.",
+            "Leave them out, or export the dense model.",
+        )
+    architecture_of(source.config)
+    return source
+
+
+def _check_tools(source: Source) -> None:
+    """Raises ResourceError E603 now rather than after the work: for a missing package or operator library."""
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as fault:
+        raise ResourceError(
+            "E603",
+            f"the package {fault.name} is not installed; exporting needs it.",
+            "pip install 'onnx-bcq[compile]'",
+        ) from fault
+    if not (isinstance(source, Path) and source.suffix == ".onnx"):
+        from bcq.runtime import library_path
+
+        library_path()
+
+
+def _quantized(
+    model: Path, folder: Path, options: QuantizeOptions | None, progress: Progress
+) -> QuantizedBase:
+    from bcq.quantize import quantize
+
+    return quantize(model, folder, options, progress=progress)
+
+
+def _export_base(base: QuantizedBase, folder: Path, progress: Progress) -> tuple[str, PackReport]:
+    """Model, configuration and tokenizer of a base; the kind, and what was packed."""
+    from bcq.frontends import hf
+    from bcq.passes import FromBase
+    from bcq.quantize import copy_side_files
+
+    skeleton = hf.skeleton(base)
+    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress)
+    _write_json(folder / "config.json", base.config)
+    copy_side_files(base.folder, folder)
+    if skeleton.architecture.kind == "decoder":
+        _write_decoder_files(base, skeleton.model, folder)
+    return skeleton.architecture.kind, packed
+
+
+def _export_file(path: Path, folder: Path, options: QuantizeOptions, progress: Progress) -> PackReport:
+    """An ``.onnx`` file; its weights are solved one by one and wait on the disk, not in memory."""
+    from bcq.frontends import onnx_file
+    from bcq.passes import SolveOnTheFly
+
+    model = onnx_file.load(path)
+    packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress)
+    check_overrides(options, [record.name for record in packed.matrices])
+    return packed
+
+
+def _pack_and_write(model: ir.Model, weights: WeightSource, folder: Path, progress: Progress) -> PackReport:
+    from bcq import passes
+
+    packed = passes.run(model, weights, progress)
+    write_model(model, folder / MODEL_FILE)
+    return packed
+
+
+def _write_decoder_files(base: QuantizedBase, model: ir.Model, folder: Path) -> None:
+    """What onnxruntime-genai wants beside the model."""
+    from bcq.frontends.weightless import spelt_out
+    from bcq.genai import write_genai
+    from bcq.runtime import library_path
+
+    generation = folder / "generation_config.json"
+    write_genai(
+        folder,
+        library=library_path(),
+        config=spelt_out(base.folder),
+        generation=read_json(generation) if generation.is_file() else {},
+        with_positions=any(value.name == "position_ids" for value in model.graph.inputs),
+    )
+
+
+def _check_share(packed: PackReport, allow_partial: bool) -> None:
+    share = packed.packed_share
+    if share >= LEAST_SHARE or allow_partial:
+        return
+    dense = [record for record in packed.matrices if not record.packed and not record.requested]
+    largest = max(dense, key=lambda record: record.dense_bytes, default=None)
+    why = f"; the largest that is not: '{largest.name}' ({largest.reason})" if largest else ""
+    raise UnsupportedError(
+        "E402",
+        f"only {share:.0%} of matrix bytes can be packed, expected at least {LEAST_SHARE:.0%}{why}.",
+        "`bcq inspect` lists them all; --allow-partial accepts it.",
+    )
+
+
+def _recorded_options(source: Source, options: QuantizeOptions | None) -> dict[str, Any]:
+    """The options for report and manifest; a base remembers its own."""
+    if isinstance(source, QuantizedBase):
+        section = source.config.get("quantization_config", {})
+        return {key: value for key, value in section.items() if key != "quant_method"}
+    chosen = options or QuantizeOptions()
+    return {
+        "bits": chosen.bits,
+        "group_size": chosen.group_size,
+        "offset": chosen.offset,
+        "method": chosen.method,
+        "embeddings": chosen.embeddings,
+        "overrides": [str(override) for override in chosen.overrides],
+        "seed": chosen.seed,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

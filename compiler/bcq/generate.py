@@ -1,24 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text generation with an exported decoder: numpy and onnxruntime, tokenizers only for text."""
+"""Text generation with an exported decoder: numpy and onnxruntime; tokenizers only where text comes in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.checkpoint import read_json
+from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.genai import CONFIG_FILE
+from bcq.sampling import Chooser, chooser
+
+TOKENIZER_FILE = "tokenizer.json"
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_PAST, _PRESENT = "past_key_values.", "present."
 
 
 class Model:
-    """An exported decoder, ready to generate."""
+    """An exported decoder, ready to generate.
 
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 20) -> str | list[int]:
-        """Continues `prompt`: text for text, token ids for token ids."""
-        raise NotImplementedError
+    Attributes:
+        folder: where it lies.
+        session: the ``onnxruntime.InferenceSession``.
+        context_length: tokens that prompt and continuation may have together.
+        end_tokens: ids that end a text.
+    """
 
-    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 20) -> Iterator[str | int]:
-        """As `generate`, one piece at a time."""
-        raise NotImplementedError
+    def __init__(self, folder: Path, session: Any, config: dict[str, Any]) -> None:
+        described = config["model"]
+        self.folder = folder
+        self.session = session
+        self.context_length = int(described["context_length"])
+        self.vocabulary = int(described["vocab_size"])
+        end = described.get("eos_token_id", [])
+        self.end_tokens = frozenset(end if isinstance(end, list) else [end])
+        self._inputs = {value.name: value for value in session.get_inputs()}
+        self._outputs = [value.name for value in session.get_outputs()]
+        self._tokenizer: Any = None
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[int], max_new_tokens: int = ..., **sampling: Any) -> list[int]: ...
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 20, **sampling: Any
+    ) -> str | list[int]:
+        """Continues a prompt, greedily unless told otherwise.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: at most so many; an end token ends it earlier and is not part of the answer.
+            **sampling: ``temperature``, ``top_k``, ``top_p``, ``seed`` of `bcq.sampling.chooser`.
+
+        Returns:
+            The continuation without the prompt: text for text, token ids for token ids.
+
+        Raises:
+            UsageError: E202 for an empty or too long prompt, an id outside the vocabulary, or a bad option.
+            InputError: E101 for a text prompt when the folder has no ``tokenizer.json``.
+            ResourceError: E603 for a text prompt when the package tokenizers is missing.
+        """
+        tokens = list(self._new_tokens(self._encode(prompt), max_new_tokens, chooser(**sampling)))
+        return self._decode(tokens) if isinstance(prompt, str) else tokens
+
+    @overload
+    def stream(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> Iterator[str]: ...
+    @overload
+    def stream(self, prompt: Sequence[int], max_new_tokens: int = ..., **sampling: Any) -> Iterator[int]: ...
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 20, **sampling: Any
+    ) -> Iterator[str] | Iterator[int]:
+        """As `generate`, one piece at a time; text pieces join to what `generate` returns."""
+        tokens = self._new_tokens(self._encode(prompt), max_new_tokens, chooser(**sampling))
+        return self._pieces(tokens) if isinstance(prompt, str) else tokens
+
+    def logits(
+        self, tokens: NDArray[np.int64], past: dict[str, NDArray[Any]], mask: NDArray[np.int64]
+    ) -> Any:
+        """One run.
+
+        Args:
+            tokens: int64 ``[batch, S]``, the tokens that are new.
+            past: the cache, from `empty_cache` or an earlier run.
+            mask: int64 ``[batch, P + S]``; 0 marks padding on the left.
+
+        Returns:
+            Logits ``[batch, S, vocabulary]`` and the cache for the next run.
+        """
+        feeds: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, **past}
+        if "position_ids" in self._inputs:
+            positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+            feeds["position_ids"] = positions[:, -tokens.shape[1] :]
+        results = dict(zip(self._outputs, self.session.run(None, feeds), strict=True))
+        logits = results.pop("logits")
+        return logits, {_PAST + name.removeprefix(_PRESENT): array for name, array in results.items()}
+
+    def empty_cache(self, batch: int = 1) -> dict[str, NDArray[Any]]:
+        """A cache that holds no token, for `logits`."""
+        return {
+            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _FLOATS[value.type])
+            for name, value in self._inputs.items()
+            if name.startswith(_PAST)
+        }
+
+    def _new_tokens(self, prompt: list[int], max_new_tokens: int, choose: Chooser) -> Iterator[int]:
+        self._check_prompt(prompt, max_new_tokens)
+        return self._run(prompt, max_new_tokens, choose)
+
+    def _run(self, prompt: list[int], max_new_tokens: int, choose: Chooser) -> Iterator[int]:
+        past, new, length = self.empty_cache(), prompt, len(prompt)
+        for _ in range(max_new_tokens):
+            logits, past = self.logits(np.array([new], np.int64), past, np.ones((1, length), np.int64))
+            token = choose(logits[0, -1])
+            if token in self.end_tokens:
+                return
+            yield token
+            new, length = [token], length + 1
+
+    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
+        """Text as soon as it is sure: a character may be spread over several tokens."""
+        seen: list[int] = []
+        told = ""
+        for token in tokens:
+            seen.append(token)
+            text = self._decode(seen)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(told):
+                yield text[len(told) :]
+                told = text
+        rest = self._decode(seen)[len(told) :]
+        if rest:
+            yield rest
+
+    def _check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+        if not prompt:
+            raise UsageError("E202", "the prompt is empty, expected at least one token.")
+        outside = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
+        if outside is not None:
+            raise UsageError("E202", f"prompt: got token id {outside}, expected 0 to {self.vocabulary - 1}.")
+        if max_new_tokens < 0:
+            raise UsageError("E202", f"max_new_tokens: got {max_new_tokens}, expected at least 0.")
+        if len(prompt) + max_new_tokens > self.context_length:
+            raise UsageError(
+                "E202",
+                f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are more than the model's"
+                f" {self.context_length} positions.",
+                f"At most {max(self.context_length - len(prompt), 0)} new tokens fit; or shorten the prompt.",
+            )
+
+    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer.encode(prompt).ids)
+        return [int(token) for token in prompt]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, opened when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = _open_tokenizer(self.folder)
+        return self._tokenizer
 
 
-def load(folder: str | Path) -> Model:
-    """Opens an exported folder."""
-    raise NotImplementedError
+def load(folder: str | Path, with_library: bool = True) -> Model:
+    """Opens an exported decoder; torch is not imported.
+
+    Args:
+        folder: what ``bcq export`` wrote.
+        with_library: False runs the model-local functions instead of the op library: slow, for comparison.
+
+    Raises:
+        InputError: E101 for a missing folder or model, E103 for a damaged one.
+        UnsupportedError: E401 when the folder holds no decoder.
+    """
+    from bcq.runtime import session
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise UnsupportedError(
+            "E401",
+            f"{folder} holds no decoder (it has no {CONFIG_FILE}), so it cannot generate text.",
+            "Run an encoder with bcq.session(folder).",
+        )
+    config = read_json(folder / CONFIG_FILE)
+    return Model(folder, session(folder, with_library=with_library), config)
+
+
+def _open_tokenizer(folder: Path) -> Any:
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise InputError(
+            "E101",
+            f"{folder} has no {TOKENIZER_FILE}, so a text cannot become tokens.",
+            "Pass token ids, or copy the model's tokenizer file there.",
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as fault:
+        raise ResourceError(
+            "E603",
+            "the package tokenizers is not installed; text needs it.",
+            "pip install tokenizers, or pass ids.",
+        ) from fault
+    return Tokenizer.from_file(str(file))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face folder as an ONNX graph whose weights stay in their file until somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bcq import packing
+from bcq.base import QuantizedBase
+from bcq.errors import InputError
+from bcq.frontends.architectures import Architecture
+from bcq.frontends.names import stored_names
+from bcq.frontends.simplify import simplify
+from bcq.frontends.weightless import quiet, weightless_model
+
+_WRAPPER = "model."  # CachedDecoder and Encoder hold the model under this name
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A graph without weights.
+
+    Attributes:
+        model: initializers that are parameters carry the names of the file's tensors.
+        architecture: what was exported.
+        parameters: names of those initializers.
+    """
+
+    model: ir.Model
+    architecture: Architecture
+    parameters: frozenset[str]
+
+
+def skeleton(base: QuantizedBase) -> Skeleton:
+    """Exports the graph of a quantized base; a weight is read only when somebody asks for it.
+
+    Args:
+        base: its ``config.json`` decides the graph, its tensors the names.
+
+    Returns:
+        A graph in which a matrix that the base holds packed reads as its dequantized values.
+
+    Raises:
+        InputError: E102 for a bad config, E107 for a parameter without a tensor.
+        UnsupportedError: E401 for an architecture that is not exported.
+    """
+    module, architecture = weightless_model(base.folder)
+    renamed = stored_names(module, {*base.names(), *base.dense_names()})
+    with quiet():
+        model = _exported(module, architecture)
+        simplify(model, {_WRAPPER + name for name in renamed})
+    parameters = _rename_initializers(model, renamed)
+    model.graph.name = architecture.class_name
+    for name in parameters:
+        _bind(model.graph.initializers[name], base)
+    return Skeleton(model, architecture, parameters)
+
+
+def read_dense(base: QuantizedBase, name: str) -> NDArray[np.float32]:
+    """A tensor of a base as the model holds it: a packed matrix dequantized, any other as stored."""
+    matrix = base.find(name)
+    if matrix is None:
+        return base.checkpoint.read(name)
+    dense = packing.unpack(base.packed(name)).dequantize()
+    return dense.T if matrix.transposed else dense
+
+
+def _exported(module: Any, architecture: Architecture) -> ir.Model:
+    if architecture.kind == "decoder":
+        from bcq.frontends.hf_decoder import export_decoder
+
+        return export_decoder(module)
+    from bcq.frontends.hf_encoder import export_encoder
+
+    return export_encoder(module, architecture.class_name)
+
+
+def _rename_initializers(model: ir.Model, renamed: Mapping[str, str]) -> frozenset[str]:
+    """Gives parameters the names of the file; returns those that the graph reads."""
+    names = set()
+    for name, value in list(model.graph.initializers.items()):
+        inner = name.removeprefix(_WRAPPER)
+        if name.startswith(_WRAPPER) and inner in renamed:
+            value.name = renamed[inner]
+            names.add(renamed[inner])
+    return frozenset(names)
+
+
+def _bind(value: ir.Value, base: QuantizedBase) -> None:
+    """Gives a parameter a tensor that is read each time it is asked for, and never kept."""
+    name, shape, dtype = value.name, value.shape, value.dtype
+    assert name is not None  # the exporter names and types every parameter
+    assert shape is not None
+    assert dtype is not None
+
+    def load() -> ir.TensorProtocol:
+        array = np.ascontiguousarray(read_dense(base, name), dtype=dtype.numpy())
+        if array.shape != tuple(shape):
+            raise InputError(
+                "E107",
+                f"tensor '{name}': got shape {list(array.shape)}, the config asks for {list(shape)}.",
+                "config.json and the weights do not belong together.",
+            )
+        return ir.Tensor(array, name=name)
+
+    value.const_value = ir.LazyTensor(load, dtype=dtype, shape=shape, name=name)

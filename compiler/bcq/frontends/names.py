@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds a model's parameters among the tensors of a file, whatever prefix they were saved with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from bcq.errors import InputError
+
+_OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+
+
+def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
+    """Maps each parameter (and saved buffer) of a model to the name of its tensor in a file.
+
+    A file may leave out the base model's prefix (``transformer.`` of GPT-2) or add it, and stores tied
+    parameters once, under any of their names.
+
+    Args:
+        module: a transformers model (``nn.Module`` with ``base_model_prefix``).
+        stored: tensor names of the file.
+
+    Raises:
+        InputError: E107 when a parameter has no tensor.
+    """
+    prefix = str(getattr(module, "base_model_prefix", ""))
+    found: dict[str, str] = {}
+    for aliases in tied_names(module):
+        match = next((name for alias in aliases for name in _forms(alias, prefix) if name in stored), None)
+        if match is None:
+            raise InputError(
+                "E107",
+                f"the file has no tensor for parameter '{aliases[0]}' of {type(module).__name__}.",
+                "Save the model again, with its head, and check `architectures` in config.json.",
+            )
+        found.update(dict.fromkeys(aliases, match))
+    for name, _ in module.named_buffers():
+        match = next((form for form in _forms(name, prefix) if form in stored), None)
+        if match is not None:
+            found[name] = match
+    return found
+
+
+def tied_names(module: Any) -> list[list[str]]:
+    """The names of each distinct parameter, in order; more than one when it is tied."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return list(groups.values())
+
+
+def _forms(name: str, prefix: str) -> Iterator[str]:
+    """The names under which a file may store a parameter."""
+    dotted = f"{prefix}."
+    plain = [name, name.removeprefix(dotted), dotted + name] if prefix else [name]
+    for form in plain:
+        yield form
+        for new, old in _OLD_NORM_NAMES:
+            if form.endswith(new):
+                yield form.removesuffix(new) + old

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformers model of any size whose parameters hold no memory: one shared zero behind every shape."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from bcq.errors import InputError
+from bcq.frontends.architectures import Architecture, architecture_of
+
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
+
+
+def weightless_model(folder: Path) -> tuple[nn.Module, Architecture]:
+    """Builds the model of a folder without its weights.
+
+    Buffers (rotary frequencies and the like) are real; parameters are float32 zeros expanded to their shapes,
+    and tied parameters stay one object.
+
+    Args:
+        folder: Hugging Face folder; only ``config.json`` is read.
+
+    Returns:
+        The model in evaluation mode, and its architecture.
+
+    Raises:
+        InputError: E102 when transformers cannot read the config.
+        UnsupportedError: E401, see `architecture_of`.
+    """
+    with quiet():
+        config = read_config(folder)
+        architecture = architecture_of({**config.to_dict(), "architectures": config.architectures})
+        options: dict[str, Any] = {}
+        if architecture.kind == "encoder" and architecture.class_name.endswith("Model"):
+            options = _without_pooler(architecture.class_name)
+        with _parameters_on_meta():
+            model = getattr(transformers, architecture.class_name)(config, **options)
+        _give_shared_zero(model)
+        return model.eval(), architecture
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers configuration of a local folder; nothing is fetched and no code of the folder runs.
+
+    Raises:
+        InputError: E102 when transformers cannot read it.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise InputError("E102", f"{folder / 'config.json'}: {reason}", "Check the config.") from fault
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # ours (bcq); the graph is built as if dense
+    return config
+
+
+_SPELT_OUT = (
+    "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+def spelt_out(folder: Path) -> dict[str, Any]:
+    """Sizes and token ids of a decoder under their common names, whatever its family calls them."""
+    with quiet():
+        config = read_config(folder)
+    return {name: getattr(config, name) for name in _SPELT_OUT if hasattr(config, name)}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the libraries' warnings and log lines below an error for the time of a block."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _without_pooler(class_name: str) -> dict[str, Any]:
+    """BertModel and RobertaModel carry a pooling head, which `last_hidden_state` does not pass through."""
+    return {"add_pooling_layer": False} if class_name in ("BertModel", "RobertaModel") else {}
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter registered inside the block goes to the meta device; buffers stay real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:  # one that is meta already may be tied: keep it
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _give_shared_zero(model: nn.Module) -> None:
+    """Replaces each meta parameter by a zero of the same shape that occupies four bytes."""
+    replaced: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in replaced:
+                zero = torch.zeros(1, dtype=torch.float32).expand(parameter.shape)
+                replaced[id(parameter)] = nn.Parameter(zero, requires_grad=False)
+            module._parameters[name] = replaced[id(parameter)]
