@@ -13,9 +13,10 @@ struct OwnedShape {
   }
 };
 
-// The dimensions of a graph value; -1 is unknown, then the name may be set.
+// Element type and dimensions of a graph value; -1 is unknown, and then it may have a name.
 struct Dimensions {
   size_t rank = 0;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   int64_t values[Tensor::kMaxRank + 1] = {};
   const char* names[Tensor::kMaxRank + 1] = {};
 };
@@ -31,14 +32,11 @@ int64_t int_attribute(const Calls& calls, OrtShapeInferContext* context, const c
 
 // False when nothing is known: an unknown rank looks like rank 0 here.
 bool read_first_input(const Calls& calls, const OrtTensorTypeAndShapeInfo* info, Dimensions& dims) {
+  check(calls, calls.GetTensorElementType(info, &dims.type));
   check(calls, calls.GetDimensionsCount(info, &dims.rank));
   if (dims.rank == 0 || dims.rank > Tensor::kMaxRank) return false;
   check(calls, calls.GetDimensions(info, dims.values, dims.rank));
   check(calls, calls.GetSymbolicDimensions(info, dims.names, dims.rank));
-  for (size_t i = 0; i < dims.rank; ++i) {
-    const bool named = dims.names[i] != nullptr && dims.names[i][0] != '\0';
-    if (dims.values[i] < 0 && !named) return false;
-  }
   return true;
 }
 
@@ -46,7 +44,8 @@ void set_output(const CustomOp& op, OrtShapeInferContext* context, const Dimensi
   const Calls& calls = *op.calls;
   OwnedShape output{calls};
   check(calls, calls.CreateTensorTypeAndShapeInfo(&output.info));
-  check(calls, calls.SetTensorElementType(output.info, op.output));
+  // ONNX Runtime asks the first registration of a name for every type, so the type comes from the value.
+  check(calls, calls.SetTensorElementType(output.info, op.keeps_last_input ? op.output : dims.type));
   check(calls, calls.SetDimensions(output.info, dims.values, dims.rank));
   const char* names[Tensor::kMaxRank + 1];
   for (size_t i = 0; i < dims.rank; ++i) names[i] = dims.names[i] == nullptr ? "" : dims.names[i];

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine offers: versions, the operator library, CPU features and their kernels, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bcq import contract
+from bcq.core import Core
+from bcq.errors import BcqError
+
+_PACKAGES = (
+    "onnx-bcq",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "numpy",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+)
+
+
+def facts() -> dict[str, Any]:
+    """Everything that ``bcq doctor`` prints; what is missing is None and never an exception.
+
+    Returns:
+        ``python``, ``platform``, ``versions`` (by package), ``onnxruntime_api`` (needed), ``library`` (path,
+        error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
+        (chosen for each operator and bits, all built), ``memory`` (total and available MB).
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "onnxruntime_api": f"{contract.ORT_API_VERSION} or newer",
+        **_library_facts(),
+        "memory": _memory(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _library_facts() -> dict[str, Any]:
+    try:
+        core = Core.load()
+    except BcqError as error:
+        return {"library": {"path": None, "error": str(error)}, "cpu": _cpu(None), "kernels": {}}
+    return {
+        "library": {"path": str(core.path), "error": None, "format_version": contract.FORMAT_VERSION},
+        "cpu": _cpu(core),
+        "kernels": _kernels(core),
+    }
+
+
+def _cpu(core: Core | None) -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "count": os.cpu_count(),
+        "detected": core.isa_name(core.detected_flags()) if core else None,
+        "used": core.isa_name(core.flags()) if core else None,
+        "BCQ_ISA": os.environ.get("BCQ_ISA"),
+        "error": core.isa_error() if core else None,
+    }
+
+
+def _kernels(core: Core) -> dict[str, Any]:
+    flags = core.flags()
+    chosen = {
+        f"{contract.MATMUL.name} {bits} bits": core.select_matmul(bits=bits, flags=flags)
+        for bits in range(contract.MIN_BITS, contract.MAX_BITS + 1)
+    }
+    chosen[contract.GATHER.name] = core.select_gather(flags=flags)
+    return {"chosen": chosen, "built": {op: [row.name for row in core.kernels(op)] for op in contract.OPS}}
+
+
+def _cpu_model() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> dict[str, int | None]:
+    """Total and available memory in MB, from the kernel's own table."""
+    found: dict[str, int] = {}
+    try:
+        with Path("/proc/meminfo").open(encoding="utf-8") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                found[name] = int(rest.split()[0]) // 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return {"total_mb": found.get("MemTotal"), "available_mb": found.get("MemAvailable")}

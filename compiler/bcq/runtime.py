@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that knows ONNX Runtime options: the operator library, and sessions that have it."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import onnxruntime
+
+from bcq import contract
+from bcq.errors import BcqError, InputError, ResourceError
+
+LIBRARY_NAME = "libbcq_ops.so"
+MODEL_NAME = "model.onnx"
+ERRORS_ONLY = 3  # ONNX Runtime warns once per overridable initializer, which adapters make many of
+
+
+def library_path() -> Path:
+    """Where the operator library lies, for any program that registers it itself.
+
+    Returns:
+        Absolute path of ``libbcq_ops.so``, also for editable installs.
+
+    Raises:
+        ResourceError: E603 when this installation has none.
+    """
+    path = Path(str(files("bcq") / LIBRARY_NAME))
+    if not path.is_file():
+        raise ResourceError(
+            "E603",
+            f"{LIBRARY_NAME} is not installed beside the package (looked at {path}).",
+            "Install the package with pip, or run 'make build' in the checkout.",
+        )
+    return path.resolve()
+
+
+def session(
+    folder_or_file: str | Path,
+    session_options: onnxruntime.SessionOptions | None = None,
+    *,
+    with_library: bool = True,
+) -> onnxruntime.InferenceSession:
+    """Opens a packed model as a plain ONNX Runtime session on the CPU.
+
+    The model is loaded by path, so its weights are mapped from disk and not copied.
+
+    Args:
+        folder_or_file: an ``.onnx`` file, or a folder that holds ``model.onnx``.
+        session_options: used as they are, plus the operator library; None logs errors only.
+        with_library: False leaves the library out, so that ONNX Runtime runs the model's own functions. Slow;
+            for portability tests.
+
+    Returns:
+        The session.
+
+    Raises:
+        InputError: E101 when there is no such file, E103 when it is damaged, E109 when a BCQ node is
+            malformed, E102 when ONNX Runtime refuses the model for another reason.
+        ResourceError: E603 when ONNX Runtime is too old or the library is missing or cannot be loaded.
+    """
+    model = model_file(folder_or_file)
+    check_onnxruntime(onnxruntime.__version__)
+    options = session_options if session_options is not None else default_options()
+    if with_library:
+        register_library(options)
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's classes share no base of their own
+        raise explain(error, model) from error
+
+
+def default_options() -> onnxruntime.SessionOptions:
+    """Fresh session options that log errors only."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    return options
+
+
+def register_library(options: onnxruntime.SessionOptions) -> None:
+    """Adds the operator library to session options; a second time does nothing.
+
+    Raises:
+        ResourceError: E603 when the library is missing or ONNX Runtime cannot load it.
+    """
+    path = library_path()
+    try:
+        options.register_custom_ops_library(str(path))
+    except Exception as error:
+        raise ResourceError(
+            "E603",
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot use this library: {one_line(error)}",
+            "If the text names no setting to change, reinstall the package on this machine.",
+        ) from error
+
+
+def model_file(folder_or_file: str | Path) -> Path:
+    """The ``.onnx`` file that a path means.
+
+    Raises:
+        InputError: E101 when nothing is there or a folder holds no ``model.onnx``.
+    """
+    path = Path(folder_or_file)
+    if path.is_dir():
+        if not (path / MODEL_NAME).is_file():
+            raise InputError(
+                "E101", f"{path}: this folder holds no {MODEL_NAME}.", "Make one with 'bcq export'."
+            )
+        return path / MODEL_NAME
+    if not path.is_file():
+        raise InputError("E101", f"{path}: there is no such file or folder.", "Check the path.")
+    return path
+
+
+def check_onnxruntime(version: str) -> None:
+    """Raises ResourceError E603 unless an ONNX Runtime of this version has the API that the library needs."""
+    needed = contract.ORT_API_VERSION  # API n came with release 1.n
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
+    if numbers < [1, needed]:
+        raise ResourceError(
+            "E603",
+            f"onnxruntime: got {version}, expected 1.{needed} or newer.",
+            "Run: pip install --upgrade onnxruntime",
+        )
+
+
+def explain(error: Exception, model: Path) -> BcqError:
+    """ONNX Runtime's reason for refusing a model, with our code and hint."""
+    text = one_line(error)
+    kind = type(error).__name__
+    if f"{contract.MATMUL.name} '" in text or f"{contract.GATHER.name} '" in text:
+        return InputError("E109", f"{model}: {text}")
+    if kind == "InvalidProtobuf" or "Protobuf parsing failed" in text:
+        return InputError(
+            "E103", f"{model}: this is no ONNX model, or it is cut short.", "Copy or export it again."
+        )
+    if "external" in text.lower():
+        return InputError(
+            "E103",
+            f"{model}: its weights cannot be read: {text}",
+            "Keep the .onnx file and its .data file together, and copy both again.",
+        )
+    return InputError("E102", f"{model}: onnxruntime refuses this model: {text}")
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text without line breaks and without ONNX Runtime's prefixes."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"^(Exception during initialization|Load model from \S+ failed): ?", "", text)
