@@ -8,7 +8,6 @@ left out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,17 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.errors import InputError, UsageError
+from bcq.generate import Model, load
 from bcq.progress import SILENT, Progress
 
 MAX_WINDOW = 1024  # longer contexts cost memory (window x vocabulary logits) and change figures little
-_DTYPES = {
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}
-
 Logits = Callable[[Sequence[int]], NDArray[Any]]  # token ids [L] -> logits [L, vocabulary]
 
 
@@ -76,13 +69,13 @@ def perplexity(
         progress: told about each window.
 
     Raises:
-        InputError: no such folder or no tokenizer in it.
-        UnsupportedError: E401 when the model is not a decoder with logits.
+        InputError: no such folder, no tokenizer in it, or a text of less than two tokens.
+        UnsupportedError: E401 when the folder holds no decoder.
         UsageError: E202 for a window that is too short or too long.
     """
-    folder = Path(folder)
-    tokens = encode(folder, text) if isinstance(text, str) else list(text)
-    return measure(session_logits(folder, with_library), tokens, window_for(folder, window), limit, progress)
+    model = load(folder, with_library=with_library)
+    tokens = model.tokenizer.encode(text, add_special_tokens=False).ids if isinstance(text, str) else text
+    return measure(decoder_logits(model), tokens, window_for(model.context_length, window), limit, progress)
 
 
 def measure(
@@ -129,79 +122,30 @@ def negative_log_likelihood(logits: NDArray[Any], targets: Sequence[int]) -> NDA
     return np.subtract(normalizer, chosen)
 
 
-def session_logits(folder: Path, with_library: bool = True) -> Logits:
-    """Returns the exported decoder as a function from token ids to logits, with an empty cache each time."""
-    from bcq import runtime
-
-    session = runtime.session(folder, with_library=with_library)
-    if "logits" not in [output.name for output in session.get_outputs()]:
-        raise UnsupportedError("E401", f"{folder}: the model has no output 'logits', so it is not a decoder.")
-    described = [(port.name, port.shape, port.type) for port in session.get_inputs()]
+def decoder_logits(model: Model) -> Logits:
+    """An exported decoder as a function from token ids to logits, with an empty cache each time."""
 
     def logits(tokens: Sequence[int]) -> NDArray[Any]:
-        feeds = {name: first_feed(name, shape, kind, tokens) for name, shape, kind in described}
-        result: NDArray[Any] = session.run(["logits"], feeds)[0][0]
-        return result
+        row = np.asarray([tokens], dtype=np.int64)
+        scores, _ = model.logits(row, model.empty_cache(), np.ones_like(row))
+        first: NDArray[Any] = scores[0]
+        return first
 
     return logits
 
 
-def first_feed(
-    name: str, shape: Sequence[int | str | None], kind: str, tokens: Sequence[int]
-) -> NDArray[Any]:
-    """What a decoder's input gets when one sequence starts: ids, full mask, positions, an empty cache."""
-    if kind not in _DTYPES:
-        raise UnsupportedError("E401", f"input '{name}' has type {kind}, which no decoder cache or id has.")
-    dtype = _DTYPES[kind]
-    if name == "input_ids":
-        return np.asarray([tokens], dtype=dtype)
-    if name == "attention_mask":
-        return np.ones((1, len(tokens)), dtype=dtype)
-    if name == "position_ids":
-        return np.arange(len(tokens), dtype=dtype)[None, :]
-    if name.startswith("past_key_values."):
-        sizes = [1, *(size if isinstance(size, int) else 0 for size in shape[1:])]
-        return np.zeros(sizes, dtype=dtype)
-    raise UnsupportedError("E401", f"input '{name}' is none of a decoder's inputs.")
+def window_for(context: int, window: int | None = None) -> int:
+    """The window asked for, or the model's context up to `MAX_WINDOW`.
 
-
-def window_for(folder: Path, window: int | None) -> int:
-    """The window asked for, or the model's context up to `MAX_WINDOW`."""
-    context = context_length(folder)
-    chosen = min(context or MAX_WINDOW, MAX_WINDOW) if window is None else window
-    if chosen < 2 or (context is not None and chosen > context):
-        most = f" to {context}, the model's context" if context else ""
-        raise UsageError("E202", f"--window: got {chosen} tokens, expected 2{most}.")
+    Raises:
+        UsageError: E202 when it is shorter than 2 or longer than the context.
+    """
+    chosen = min(context, MAX_WINDOW) if window is None else window
+    if not 2 <= chosen <= context:
+        raise UsageError(
+            "E202", f"--window: got {chosen} tokens, expected 2 to {context}, the model's context."
+        )
     return chosen
-
-
-def context_length(folder: Path) -> int | None:
-    """Positions that the model knows, from ``config.json``; None when it does not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError("E102", f"{folder / 'config.json'} cannot be read: {error}.") from error
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        if isinstance(config.get(name), int):
-            return int(config[name])
-    return None
-
-
-def encode(folder: Path, text: str) -> list[int]:
-    """Token ids of a text by the folder's own ``tokenizer.json``, without special tokens."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError("E101", f"'{path}' does not exist.", "Export from a folder that has one.")
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ResourceError(
-            "E603", "the package 'tokenizers' is not installed.", "Run `pip install tokenizers`."
-        ) from error
-    ids: list[int] = tokenizers.Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
-    return ids
 
 
 def read_text(path: Path) -> str:

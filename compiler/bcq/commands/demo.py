@@ -28,8 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the chain; exit code 5 when an export does not compute what PyTorch computes."""
-    from bcq import demo
+    from bcq.demo import run as run_demo
+    from bcq.demo import text
 
-    result = demo.run(arguments.bits, arguments.output, progress=progress(arguments))
-    emit(arguments, result.to_dict(), demo.text(result))
+    result = run_demo(arguments.bits, arguments.output, progress=progress(arguments))
+    emit(arguments, result.to_dict(), text(result))
     return 0 if result.ok else ParityFailure.exit_code

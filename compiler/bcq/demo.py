@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole chain on the small trained model that ships with the package: the story behind ``bcq demo``."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq import evaluate, report
+from bcq.evaluate import Logits, Perplexity
+from bcq.generate import Model, load
+from bcq.plan import QuantizeOptions
+from bcq.progress import SILENT, Progress
+
+PROMPT = "The people of the United States"
+CONTEXT = 256
+NEW_TOKENS = 48
+SAMPLING = {"temperature": 0.7, "top_k": 40, "seed": 0}
+TIMED_TOKENS = 128
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One exported model.
+
+    Attributes:
+        bits: planes per matrix; 32 for the model left dense.
+        file_bytes: ``model.onnx`` and its data file.
+        weight_bytes: tensors only: packed matrices and dense rest.
+        perplexity: on the held-out speech, with the op library.
+        perplexity_portable: the same without the library.
+        agreement: share of places where the likeliest token is that of the fp32 model.
+        tokens_per_second: greedy decoding, one sequence, median of a few runs.
+        parity: RMS of the difference to PyTorch with the same dequantized weights, relative; None for dense.
+        ok: whether parity is within tolerance and the library changes nothing.
+        text: sampled continuation of the prompt.
+    """
+
+    bits: int
+    file_bytes: int
+    weight_bytes: int
+    perplexity: float
+    perplexity_portable: float
+    agreement: float
+    tokens_per_second: float
+    parity: float | None
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found: the fp32 reference by PyTorch and one line a model."""
+
+    reference: float
+    tokens: int
+    lines: list[Line]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every model computes what PyTorch computes."""
+        return all(line.ok for line in self.lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "ok": self.ok, "prompt": PROMPT}
+
+
+def run(bits: Sequence[int], output: Path | None = None, progress: Progress = SILENT) -> DemoResult:
+    """Quantizes, exports, runs, verifies and measures the shipped model.
+
+    Args:
+        bits: one model each.
+        output: keeps the exported folders here; a temporary folder when None.
+        progress: one step a stage.
+
+    Raises:
+        UsageError: E202 for bits outside 1 to 8.
+    """
+    began = time.monotonic()
+    choices = [QuantizeOptions(bits=number) for number in bits]  # refuses wrong bits before any work
+    with ExitStack() as stack:
+        model = stack.enter_context(as_file(files("bcq") / "demo_model"))
+        if output is None:
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcq-demo-")))
+        progress.start("demo", 2 + len(choices))
+        speech = evaluate.read_text(model / "heldout.txt")
+        reference = evaluate.measure(torch_logits(model), tokens_of(model, speech), CONTEXT)
+        progress.step("PyTorch fp32", f"perplexity {reference.perplexity:.2f}")
+        lines = []
+        for options in [QuantizeOptions(overrides=("*=keep",)), *choices]:
+            lines.append(_line(model, output, options, speech, reference))
+            progress.step(_name(lines[-1].bits), f"perplexity {lines[-1].perplexity:.2f}")
+        progress.done()
+    return DemoResult(reference.perplexity, reference.tokens, lines, time.monotonic() - began)
+
+
+def torch_logits(model: Path) -> Logits:
+    """The original model in PyTorch, float32, as a function from token ids to logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    module: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+    module.eval()
+
+    def logits(tokens: Sequence[int]) -> NDArray[Any]:
+        with torch.no_grad():
+            result: NDArray[Any] = module(input_ids=torch.tensor([list(tokens)])).logits[0].numpy()
+        return result
+
+    return logits
+
+
+def tokens_of(model: Path, text: str) -> list[int]:
+    """Token ids by the folder's own tokenizer."""
+    from tokenizers import Tokenizer
+
+    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids)
+
+
+def text(result: DemoResult) -> str:
+    """The table and what each model writes, for people."""
+    first = result.lines[0]
+    rows = [
+        [
+            _name(line.bits),
+            f"{line.file_bytes / report.MEGA:.2f}",
+            f"{first.weight_bytes / line.weight_bytes:.1f}x",
+            f"{first.weight_bytes / 2 / line.weight_bytes:.1f}x",
+            f"{line.perplexity:.2f}",
+            f"{line.perplexity_portable:.2f}",
+            f"{line.agreement:.1%}",
+            f"{line.tokens_per_second:,.0f}",
+            "-" if line.parity is None else f"{line.parity:.0e}",
+        ]
+        for line in result.lines
+    ]
+    header = [
+        "weights", "file MB", "vs fp32", "vs fp16", "perplexity", "no library", "same top-1", "tokens/s",
+        "parity",
+    ]  # fmt: skip
+    verdict = "all models compute what PyTorch computes" if result.ok else "PARITY FAILED"
+    texts = [f"{_name(line.bits)}: {PROMPT} {' '.join(line.text.split())}" for line in result.lines]
+    return "\n".join(
+        [
+            report.table(header, rows),
+            "",
+            f"perplexity of PyTorch fp32: {result.reference:.2f} over {result.tokens} held-out tokens;"
+            " 'no library': the same file in plain onnxruntime;",
+            "'vs': weights, this small graph itself is not counted; 'parity': relative difference to PyTorch"
+            " with the same dequantized weights.",
+            "",
+            *texts,
+            "",
+            f"{verdict}; {result.seconds:.0f} s",
+        ]
+    )
+
+
+def _line(model: Path, output: Path, options: QuantizeOptions, speech: str, reference: Perplexity) -> Line:
+    from bcq.export import export
+    from bcq.parity import verify
+
+    dense = bool(options.overrides)
+    folder = output / ("fp32" if dense else f"q{options.bits}")
+    exported = export(model, folder, options)
+    packed = evaluate.perplexity(folder, speech, reference.window)
+    portable = evaluate.perplexity(folder, speech, reference.window, with_library=False)
+    parity = None if dense else verify(folder, model)
+    decoder = load(folder)
+    same = (
+        abs(packed.perplexity / portable.perplexity - 1) < 1e-3
+    )  # float32 sums in another order: about 1e-5
+    return Line(
+        bits=32 if dense else options.bits,
+        file_bytes=exported.model_bytes,
+        weight_bytes=_weight_bytes(folder),
+        perplexity=packed.perplexity,
+        perplexity_portable=portable.perplexity,
+        agreement=float((packed.guesses == reference.guesses).mean()),
+        tokens_per_second=_speed(decoder),
+        parity=None if parity is None else parity.relative,
+        ok=same and (parity is None or parity.ok),
+        text=decoder.generate(PROMPT, NEW_TOKENS, **SAMPLING),
+    )
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Bytes of all initializers of an exported model, alignment not counted."""
+    import onnx_ir as ir
+
+    initializers = ir.load(folder / "model.onnx").graph.initializers.values()
+    return sum(value.const_value.nbytes for value in initializers if value.const_value is not None)
+
+
+def _speed(decoder: Model) -> float:
+    """Greedy tokens a second after the prompt, median of a few runs."""
+    prompt = decoder.tokenizer.encode(PROMPT).ids
+    seconds = []
+    for _ in range(TIMED_RUNS):
+        began = time.perf_counter()
+        made = len(decoder.generate(prompt, max_new_tokens=TIMED_TOKENS))
+        seconds.append((time.perf_counter() - began) / max(1, made))
+    return 1 / float(np.median(seconds))
+
+
+def _name(bits: int) -> str:
+    return "fp32" if bits == 32 else f"{bits} bits"
