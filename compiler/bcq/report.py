@@ -152,7 +152,7 @@ def read_report(folder: Path) -> list[Row] | None:
     try:
         document = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         return [Row.of(matrix) for matrix in document["matrices"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a foreign file holds
         return None
 
 
