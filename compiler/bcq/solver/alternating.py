@@ -19,7 +19,7 @@ def alternate(groups: Groups, coefficients: Float64, rounds: int = ROUNDS) -> Fl
 
     A group whose coefficients did not move is at a fixed point and is left out of later rounds.
     """
-    result = coefficients.copy()
+    result: Float64 = coefficients.copy()
     rows = np.arange(groups.rows)
     current = coefficients
     for _ in range(rounds):

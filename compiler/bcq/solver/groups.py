@@ -113,11 +113,11 @@ def refit(groups: Groups, assignment: Assignment) -> Float64:
     signs = groups.table.signs
     planes = signs.shape[1]
     outer = (signs[:, :, None] * signs[:, None, :]).reshape(len(signs), planes * planes)
-    matrix = np.einsum("rl,lp->pr", assignment.counts, outer).reshape(planes, planes, groups.rows)
+    matrix: Float64 = np.einsum("rl,lp->pr", assignment.counts, outer).reshape(planes, planes, groups.rows)
     sums = assignment.sums if groups.table.offset else np.copysign(assignment.sums, assignment.levels)
-    target = np.einsum("rl,lp->pr", sums, signs)
+    target: Float64 = np.einsum("rl,lp->pr", sums, signs)
     matrix[np.arange(planes), np.arange(planes)] += RIDGE * groups.width
-    return _solve_positive(matrix, target).T
+    return np.ascontiguousarray(_solve_positive(matrix, target).T)
 
 
 def _count_below(values: Float32, thresholds: Float64) -> NDArray[np.int64]:
@@ -143,7 +143,7 @@ def _row_starts(shape: tuple[int, ...]) -> NDArray[np.int64]:
 def _solve_positive(matrix: Float64, target: Float64) -> Float64:
     """Solves R small positive systems, ``[P, P, R] x [P, R]``, by Cholesky; overwrites ``matrix``."""
     planes = len(matrix)
-    x = target.copy()
+    x: Float64 = target.copy()
     for j in range(planes):
         for k in range(j):
             matrix[j, j] -= matrix[j, k] ** 2

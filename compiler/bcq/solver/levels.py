@@ -48,13 +48,13 @@ def sign_table(bits: int, offset: bool) -> SignTable:
 def all_signs(bits: int) -> Float64:
     """float64 ``[2^q, q]``: row l is the binary digits of l, plane 1 first, as -1 and +1."""
     shifts = np.arange(bits - 1, -1, -1)
-    signs: Float64 = ((np.arange(2**bits)[:, None] >> shifts) & 1) * 2.0 - 1.0
-    return signs
+    bits_of = (np.arange(2**bits)[:, None] >> shifts) & 1
+    return (2 * bits_of - 1).astype(np.float64)
 
 
 def ordered(coefficients: Float64, bits: int) -> Float64:
     """The same levels with alphas that are not negative and fall: planes stand in order of importance."""
-    result = coefficients.copy()
+    result: Float64 = coefficients.copy()
     result[:, :bits] = -np.sort(-np.abs(coefficients[:, :bits]), axis=1)
     return result
 
@@ -62,5 +62,5 @@ def ordered(coefficients: Float64, bits: int) -> Float64:
 def as_stored(coefficients: Float64) -> Float64:
     """Rounded to float16, as a file holds them; what float16 cannot hold becomes infinite."""
     with np.errstate(over="ignore"):
-        stored: Float64 = coefficients.astype(np.float16).astype(np.float64)
-    return stored
+        half: NDArray[np.float16] = coefficients.astype(np.float16)
+    return half.astype(np.float64)

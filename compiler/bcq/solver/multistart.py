@@ -8,8 +8,6 @@ too, so the error is never above either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from bcq.solver.alternating import alternate
@@ -37,11 +35,12 @@ def keep_better(groups: Groups, best: Float64, candidate: Float64) -> Float64:
 
 
 def _grow(groups: Groups, weights: Float32, bits: int, extra: Float64 | None = None) -> Float64:
-    """Solves with 1, 2, ... ``bits`` planes, each also started from the one before."""
+    """Solves with 1, 2, ... ``bits`` planes, each also from the one before; ``extra`` joins the last."""
     best: Float64 | None = None
     for planes in range(1, bits + 1):
         groups = with_table(groups, sign_table(planes, groups.table.offset))
-        starts = list(_starts(groups, weights))
+        starts = [ordered(greedy(weights, planes, groups.table.offset), planes)]
+        starts += _grids(groups) if planes == bits else [uniform_grid(groups, START_RATIOS[2])]
         if best is not None:
             starts.append(_one_plane_more(groups, best))
         if extra is not None and planes == bits:
@@ -51,15 +50,9 @@ def _grow(groups: Groups, weights: Float32, bits: int, extra: Float64 | None = N
     return best
 
 
-def _starts(groups: Groups, weights: Float32) -> Iterator[Float64]:
-    bits, offset = groups.table.bits, groups.table.offset
-    yield ordered(greedy(weights, bits, offset), bits)
-    if bits == 1 and not offset:
-        return  # one alpha, the mean of the absolute values, is the optimum already
-    yield clipped_rtn(groups)
-    for ratio in START_RATIOS:
-        yield uniform_grid(groups, ratio)
-    yield grid_with_zero(groups, 0.9)
+def _grids(groups: Groups) -> list[Float64]:
+    uniform = [uniform_grid(groups, ratio) for ratio in START_RATIOS]
+    return [clipped_rtn(groups), *uniform, grid_with_zero(groups, 0.9)]
 
 
 def _best_of(groups: Groups, starts: list[Float64]) -> Float64:
