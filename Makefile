@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# The words of this project; CI runs the same ones. `make test lint` is the definition of done.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Tests and benches choose their own threads; libraries must not take every core behind their back.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+setup: $(PY) ## .venv in this checkout with everything for use, tests and lint
+	$(PY) -m pip install --quiet --upgrade "cmake>=3.20" ninja "scikit-build-core>=0.10"
+	$(PY) -m pip install --quiet --no-build-isolation --editable ".[compile,dev]"
+
+build: $(PY) ## rebuild the C++ library into the editable install
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+test: build ## all tests
+	$(PY) -m pytest -n $(WORKERS)
+
+lint: ## ruff and mypy, both strict
+	$(PY) -m ruff check compiler tests tools
+	$(PY) -m ruff format --check compiler tests tools
+	$(PY) -m mypy
+
+format: ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix compiler tests tools
+	$(PY) -m ruff format compiler tests tools
+
+bench: build ## the kernel table of the README, measured here
+	$(PY) -m bcq.cli bench
+
+clean: ## remove what builds leave behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
