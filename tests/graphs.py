@@ -20,9 +20,9 @@ from bcq.passes import Left, MatrixRef, PackReport
 
 Feeds = dict[str, NDArray[Any]]
 
-# Functions compute in float32 the same products as NumPy, in another order. With |terms| of about 1 and at most
-# K = 256 of them, the error of one sum is below K * 2^-24 * sqrt(K) ~ 2.5e-4 in the worst case and about
-# sqrt(K) * 2^-24 * sqrt(K) ~ 1.5e-5 as a random walk; 1e-4 separates both from one wrong bit (about 2 |alpha|).
+# Functions compute in float32 the same products as NumPy, in another order. A sum of K <= 256 terms of size 1 has
+# partial sums of about sqrt(K) = 16; K roundings of 2^-24 of that add up to 256 * 16 * 2^-24 = 2.4e-4 if all go
+# one way, to 1.5e-5 as a random walk. 1e-4 lies between; one wrong bit would change a result by about 2 |alpha|.
 FLOAT32_TOLERANCE = 1e-4
 # A float16 result is rounded once: half a unit in the last place is 2^-11 of the value.
 FLOAT16_RELATIVE = 2.0**-11
@@ -79,13 +79,13 @@ def quick_weight(dense: NDArray[np.float32], bits: int = 2) -> BcqWeight:
     return BcqWeight(np.stack(planes), np.stack(alphas), None, dense.shape[1], dense.shape[1])
 
 
-def model_of(
-    text: str, opset: int = 18, ir_version: int = 10, **constants: NDArray[Any]
-) -> ir.Model:
+def model_of(text: str, opset: int = 18, ir_version: int = 10, **constants: NDArray[Any]) -> ir.Model:
     """A model from ONNX's text form, ``graph (inputs) => (outputs) { nodes }``, with initializers added."""
     header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
     proto = onnx.parser.parse_model(f"{header}\n{text}")
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in constants.items()
+    )
     return ir.from_proto(proto)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import FLOAT16_RELATIVE, FLOAT32_TOLERANCE, random_weight, run_without_library
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -17,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from bcq import contract, functions
 from bcq.bcq import BcqWeight
 from bcq.packing import pack
+from graphs import FLOAT16_RELATIVE, FLOAT32_TOLERANCE, random_weight, run_without_library
 
 OPSETS = (13, 15, 18, 21)
 RAGGED = [  # N, K, q, g, offset: tails in rows and inputs, one group, groups that do not divide K
@@ -37,7 +37,7 @@ def one_node(
 ) -> onnx.ModelProto:
     """A model with one operator and the functions beside it."""
     packed = pack(weight)
-    values: dict[str, int | str] = {
+    values: dict[str, Any] = {
         "format_version": contract.FORMAT_VERSION,
         "layout": contract.LAYOUT,
         "bits": weight.bits,

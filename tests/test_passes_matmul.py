@@ -9,6 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
+from bcq import contract
+from bcq.passes import MatrixRecord
 from graphs import (
     FLOAT16_RELATIVE,
     FLOAT32_TOLERANCE,
@@ -20,9 +23,6 @@ from graphs import (
     pack_with,
     run_without_library,
 )
-
-from bcq import contract
-from bcq.passes import MatrixRecord
 
 PLAIN = "main (float[m, 48] x) => (float[m, 20] y) { y = MatMul (x, w) }"
 
@@ -201,7 +201,9 @@ def test_a_graph_without_constant_matrices_is_left_alone(body: str) -> None:
     assert report.matrices == []
 
 
-def test_a_matrix_that_another_node_reads_too_is_packed_for_one_kept_for_the_other_and_counts_as_dense() -> None:
+def test_a_matrix_that_another_node_reads_too_is_packed_for_one_kept_for_the_other_and_counts_as_dense() -> (
+    None
+):
     text = "main (float[m, 48] x) => (float[m, 48] y) { a = MatMul (x, w) b = ReduceSum (w) y = Add (a, b) }"
     model = model_of(text, w=normal(48, 48))
     report, source = pack_with(model)
@@ -256,6 +258,7 @@ def test_equal_layers_share_one_packed_matrix() -> None:
     assert [matrix.name for matrix in source.asked] == ["a"]
     first, second = bcq_nodes(model)
     assert first.inputs[1:] == second.inputs[1:]
+    assert list(model.graph.initializers) == ["a.codes", "a.alpha_1", "a.alpha_rest", "a.offset"]
 
 
 def test_a_matrix_that_the_user_keeps_stays_and_does_not_count_against_the_share() -> None:

@@ -125,5 +125,5 @@ def _matrices(value: ir.Value, tensor: ir.TensorProtocol, readers: _Readers) -> 
         assert readers.first is not None
         name = naming.name_after(readers.first) if naming.is_nameless(value.name) else str(value.name)
         ref = MatrixRef(name, rows, inputs, transposed, tensor, kinds)
-        result.append(Matrix(ref, readings, list(dict.fromkeys(readers.dense)), tensor.size * 4))
+        result.append(Matrix(ref, readings, list(dict.fromkeys(readers.dense)), tensor.size * 4, [tensor]))
     return result

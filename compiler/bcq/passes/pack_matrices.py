@@ -40,6 +40,7 @@ def _merged(work: Work) -> list[Matrix]:
             continue
         first.ref = replace(first.ref, kinds=tuple(dict.fromkeys(first.ref.kinds + matrix.ref.kinds)))
         first.readings += matrix.readings
+        first.copies += matrix.copies
         first.dense_readers += [
             reason for reason in matrix.dense_readers if reason not in first.dense_readers
         ]

@@ -19,7 +19,7 @@ def sweep_dead(model: ir.Model, work: Work) -> None:
         result = node.outputs[0]
         if node.domain == "" and node.op_type in _CARRIERS and not result.uses() and result not in outputs:
             model.graph.remove(node, safe=True)
-    dense = {id(matrix.ref.tensor) for matrix in work.matrices if matrix.packed is not None}
+    dense = {id(copy) for matrix in work.matrices if matrix.packed is not None for copy in matrix.copies}
     keep = outputs.union(model.graph.inputs)
     for name, value in list(model.graph.initializers.items()):
         if id(value.const_value) in dense and not value.uses() and value not in keep:

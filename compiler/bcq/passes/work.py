@@ -60,6 +60,7 @@ class Matrix:
         readings: nodes that can read the packed matrix.
         dense_readers: one reason for each reader that cannot.
         dense_bytes: bytes of all values as float32.
+        copies: every stored tensor that holds these values.
         packed: set when it was packed.
     """
 
@@ -67,6 +68,7 @@ class Matrix:
     readings: list[Reading]
     dense_readers: list[str]
     dense_bytes: int
+    copies: list[ir.TensorProtocol]
     packed: PackedValues | None = None
 
 
