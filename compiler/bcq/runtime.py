@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -21,17 +22,18 @@ def library_path() -> Path:
     """Where the operator library lies, for any program that registers it itself.
 
     Returns:
-        Absolute path of ``libbcq_ops.so``, also for editable installs.
+        Absolute path of ``libbcq_ops.so``, also for editable installs. The environment variable ``BCQ_LIBRARY``
+        names another build of it, for example one with sanitizers.
 
     Raises:
         ResourceError: E603 when this installation has none.
     """
-    path = Path(str(files("bcq") / LIBRARY_NAME))
+    path = Path(os.environ.get("BCQ_LIBRARY") or str(files("bcq") / LIBRARY_NAME))
     if not path.is_file():
         raise ResourceError(
             "E603",
-            f"{LIBRARY_NAME} is not installed beside the package (looked at {path}).",
-            "Install the package with pip, or run 'make build' in the checkout.",
+            f"{path}: the operator library is not there.",
+            "Install the package with pip, run 'make build' in the checkout, or unset BCQ_LIBRARY.",
         )
     return path.resolve()
 
