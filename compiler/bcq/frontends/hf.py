@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ class Skeleton:
     parameters: frozenset[str]
 
 
+_LATEST: dict[str, Skeleton] = {}
+
+
 def skeleton(base: QuantizedBase) -> Skeleton:
     """Exports the graph of a quantized base; a weight is read only when somebody asks for it.
 
@@ -50,6 +54,25 @@ def skeleton(base: QuantizedBase) -> Skeleton:
         InputError: E102 for a bad config, E107 for a parameter without a tensor.
         UnsupportedError: E401 for an architecture that is not exported.
     """
+    key = _graph_key(base)
+    if key not in _LATEST:
+        _LATEST.clear()  # one graph without weights is small, and exporting several bit widths needs only one
+        _LATEST[key] = _unbound(base)
+    unbound = _LATEST[key]
+    model = unbound.model.clone()
+    for name in unbound.parameters:
+        _bind(model.graph.initializers[name], base)
+    return Skeleton(model, unbound.architecture, unbound.parameters)
+
+
+def _graph_key(base: QuantizedBase) -> str:
+    """Everything that the graph depends on: the dense model's configuration and the names of its tensors."""
+    config = {name: value for name, value in base.config.items() if name != "quantization_config"}
+    return json.dumps([config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
+
+
+def _unbound(base: QuantizedBase) -> Skeleton:
+    """Runs the exporter, which takes most of the time of an export."""
     module, architecture = weightless_model(base.folder)
     renamed = stored_names(module, {*base.names(), *base.dense_names()})
     with quiet():
@@ -57,8 +80,6 @@ def skeleton(base: QuantizedBase) -> Skeleton:
         simplify(model, {_WRAPPER + name for name in renamed})
     parameters = _rename_initializers(model, renamed)
     model.graph.name = architecture.class_name
-    for name in parameters:
-        _bind(model.graph.initializers[name], base)
     return Skeleton(model, architecture, parameters)
 
 
