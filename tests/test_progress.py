@@ -19,7 +19,8 @@ def test_plain_lines_name_stage_count_item_and_time_left() -> None:
     lines.step("wpe.weight")
     lines.done()
     first, second, last = stream.getvalue().splitlines()
-    assert first.startswith("quantize 1/2 wte.weight  3 bits  ") and first.endswith("left")
+    assert first.startswith("quantize 1/2 wte.weight  3 bits  ")
+    assert first.endswith("left")
     assert second == "quantize 2/2 wpe.weight  0s left"
     assert last.startswith("quantize: 2 of 2 in ")
 
@@ -37,7 +38,8 @@ def test_plain_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) ->
     lines.start("pack", 1)
     lines.step("x")
     captured = capsys.readouterr()
-    assert captured.out == "" and "pack 1/1 x" in captured.err
+    assert captured.out == ""
+    assert "pack 1/1 x" in captured.err
 
 
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_a_matrix_that_the_user_keeps_does_not_lower_the_share() -> None:
 def test_a_packed_matrix_with_a_dense_reader_left_counts_as_dense() -> None:
     both = row("a", reason="Einsum 'x' reads it")
     summary = report.summarize([both], bytes_after=5_000, seconds=1.0)
-    assert summary.packed == 0 and summary.share == 0.0
+    assert (summary.packed, summary.share) == (0, 0.0)
     assert summary.bytes_fp32 == 5_000 - 480
 
 
