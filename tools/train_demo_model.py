@@ -35,7 +35,7 @@ class Recipe:
     inner: int = 384  # three times the width: with fp16 weights the folder stays under 2 MB
     layers: int = 4
     heads: int = 4
-    steps: int = 3000
+    steps: int = 3500
     batch: int = 8
     learning_rate: float = 3e-3
     warmup: int = 100
