@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """onnx-bcq: a tuned transformer in, a small and fast ONNX model out.
 
-The names in ``__all__`` are the public interface. They are imported when first used, so that ``import bcq`` is
-quick and a program that only runs models never imports torch.
+The names in ``__all__`` are the public interface. They are imported when first used, so that ``import bcq``
+is quick and a program that only runs models never imports torch.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Model:
     def tokenizer(self) -> Any:
         """The folder's tokenizer, opened when first asked for."""
         if self._tokenizer is None:
-            self._tokenizer = _open_tokenizer(self.folder)
+            self._tokenizer = open_tokenizer(self.folder)
         return self._tokenizer
 
 
@@ -195,7 +195,13 @@ def load(folder: str | Path, with_library: bool = True) -> Model:
     return Model(folder, session(folder, with_library=with_library), config)
 
 
-def _open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        InputError: E101 when there is none.
+        ResourceError: E603 when the package tokenizers is missing.
+    """
     file = folder / TOKENIZER_FILE
     if not file.is_file():
         raise InputError(

@@ -1,29 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: the exported file in onnxruntime against PyTorch with the dequantized weights."""
+"""Parity: the exported file in onnxruntime against an independent computation with the dequantized weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.checkpoint import read_json
+from bcq.errors import InputError
+from bcq.genai import CONFIG_FILE
 from bcq.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from bcq.exported import ExportedWeights
+
+# One BcqMatMul is within 1e-4 of exact arithmetic, as a relative RMS over its outputs (ops/README.md, accuracy
+# level 0). Errors of different matrices are independent, so that after m of them, each one's error carried on by
+# the residual stream at about its own relative size, they add up to sqrt(m) times as much. One more term of the
+# same size covers float32 sums of onnxruntime and PyTorch in another order (about 1e-6 each, and thousands of them).
+OPERATOR_TOLERANCE = 1e-4
+DEFAULT_PROMPT = 12  # tokens
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How far the exported model is from PyTorch with the same dequantized weights.
+    """How far the exported model is from its reference with the same dequantized weights.
 
     Attributes:
-        ok: everything within tolerance.
+        ok: everything within tolerance, and greedy tokens equal (but for ties within tolerance).
         max_abs: largest absolute difference of any output element.
         relative: RMS of the difference over RMS of the reference.
         cosine: smallest cosine between output rows.
         tolerance: what `relative` may reach.
         tokens_equal: greedy tokens identical (decoders), else None.
-        original: the same figures against the original weights, informative only.
-        layers: figures per layer when asked for.
+        original: ``relative``, ``cosine`` (mean) and ``top_1_agreement`` against the original weights; informative
+            only, and None when no original was given.
+        layers: for decoders on demand, the relative RMS of each layer's keys and values.
     """
 
     ok: bool
@@ -37,7 +56,7 @@ class ParityResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        raise NotImplementedError
+        return asdict(self)
 
 
 def verify(
@@ -50,5 +69,101 @@ def verify(
     per_layer: bool = False,
     progress: Progress = SILENT,
 ) -> ParityResult:
-    """Compares an exported folder with its reference."""
-    raise NotImplementedError
+    """Compares an exported folder with PyTorch (or, for an ``.onnx`` source, with onnxruntime on the dense graph).
+
+    Args:
+        folder: what ``bcq export`` wrote.
+        against: the original: model folder or ``.onnx`` file. Without it there are no figures on the original
+            weights, and an export of an ``.onnx`` file is compared with its own functions in standard operators.
+        prompt: text to run on; needs the folder's tokenizer.
+        tokens: token ids to run on, instead of `prompt`; seeded random ones when neither is given.
+        steps: decode steps with cache (decoders).
+        per_layer: also report each layer's keys and values (decoders).
+        progress: told about each stage.
+
+    Raises:
+        InputError: E101 to E109 for a folder that is missing or damaged.
+        ResourceError: E603 when a package or the library is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
+        )
+    if (folder / CONFIG_FILE).is_file():
+        from bcq.parity_decoder import verify_decoder
+
+        return verify_decoder(folder, _path(against), prompt, tokens, steps, per_layer, progress)
+    if (folder / "config.json").is_file():
+        from bcq.parity_encoder import verify_encoder
+
+        return verify_encoder(folder, _path(against), prompt, tokens, progress)
+    from bcq.parity_graph import verify_graph
+
+    return verify_graph(folder, _path(against), progress)
+
+
+def tolerance(weights: ExportedWeights) -> float:
+    """What the relative RMS of the outputs may reach; the derivation stands at `OPERATOR_TOLERANCE`."""
+    return OPERATOR_TOLERANCE * math.sqrt(weights.matmuls + 1)
+
+
+def compare(got: Sequence[Array], expected: Sequence[Array], allowed: float) -> ParityResult:
+    """The figures of some outputs, rows being their last axis."""
+    difference = np.concatenate(
+        [(g.astype(np.float64) - e).ravel() for g, e in zip(got, expected, strict=True)]
+    )
+    reference = np.concatenate([e.astype(np.float64).ravel() for e in expected])
+    relative = relative_rms(difference, reference)
+    cosines = np.concatenate([row_cosines(g, e) for g, e in zip(got, expected, strict=True)])
+    return ParityResult(
+        ok=bool(relative <= allowed),  # a NaN is not
+        max_abs=float(np.abs(difference).max(initial=0.0)),
+        relative=relative,
+        cosine=float(cosines.min(initial=1.0)),
+        tolerance=allowed,
+    )
+
+
+def against_original(got: Sequence[Array], original: Sequence[Array]) -> dict[str, float]:
+    """The same figures against the unquantized model: relative RMS, mean cosine, share of equal largest elements."""
+    difference = np.concatenate(
+        [(g.astype(np.float64) - o).ravel() for g, o in zip(got, original, strict=True)]
+    )
+    reference = np.concatenate([o.astype(np.float64).ravel() for o in original])
+    cosines = np.concatenate([row_cosines(g, o) for g, o in zip(got, original, strict=True)])
+    same = [(g.argmax(-1) == o.argmax(-1)).ravel() for g, o in zip(got, original, strict=True)]
+    return {
+        "relative": relative_rms(difference, reference),
+        "cosine": float(cosines.mean()),
+        "top_1_agreement": float(np.concatenate(same).mean()),
+    }
+
+
+def relative_rms(difference: Array, reference: Array) -> float:
+    """RMS of a difference over RMS of what it should be; 0 when both are zero."""
+    size = math.sqrt(float(np.mean(np.square(reference, dtype=np.float64)))) if reference.size else 0.0
+    error = math.sqrt(float(np.mean(np.square(difference, dtype=np.float64)))) if difference.size else 0.0
+    return error / size if size else error
+
+
+def row_cosines(one: Array, other: Array) -> NDArray[np.float64]:
+    """Cosine between corresponding rows; 1 where both are zero."""
+    a = one.reshape(-1, one.shape[-1]).astype(np.float64)
+    b = other.reshape(-1, other.shape[-1]).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.where(norms > 0, np.sum(a * b, axis=1) / np.where(norms > 0, norms, 1), 1.0)
+
+
+def random_tokens(vocabulary: int, count: int) -> list[int]:
+    """Seeded token ids."""
+    return [int(token) for token in np.random.default_rng(0).integers(0, vocabulary, count)]
+
+
+def described(folder: Path) -> Mapping[str, Any]:
+    """``config.json`` of the exported folder."""
+    return read_json(folder / "config.json")
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

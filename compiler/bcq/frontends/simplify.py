@@ -9,8 +9,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
-# The pass itself, because its public wrappers also merge initializers of equal value, and parameters that are not
-# loaded yet are all zero.
+# The pass itself, because its public wrappers also merge initializers of equal value, and parameters that are
+# not loaded yet are all zero.
 
 OPSET_VERSION = 21
 _LARGEST_INPUT = 1024

@@ -110,7 +110,7 @@ def _parameters_on_meta() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(self, name, param)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment]
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity of a decoder: prompt, then single tokens with cache, in onnxruntime and in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcq import parity
+from bcq.errors import UsageError
+from bcq.exported import ExportedWeights
+from bcq.generate import Model, load
+from bcq.parity import ParityResult
+from bcq.progress import Progress
+from bcq.reference import Decoded, decode, dequantized_model, original_model
+
+
+def verify_decoder(
+    folder: Path,
+    against: Path | None,
+    prompt: str | None,
+    tokens: Sequence[int] | None,
+    steps: int,
+    per_layer: bool,
+    progress: Progress,
+) -> ParityResult:
+    """See `bcq.parity.verify`; both sides are fed the reference's greedy tokens."""
+    progress.start("verify", 2 if against is None else 3)
+    model = load(folder)
+    start = _prompt(model, prompt, tokens, steps)
+    weights = ExportedWeights.open(folder)
+    expected = decode(dequantized_model(folder, weights), start, steps)
+    progress.step("PyTorch with dequantized weights")
+    got = run_decoder(model, start, expected.tokens[:steps])
+    progress.step("onnxruntime")
+    result = parity.compare([got.logits], [expected.logits], parity.tolerance(weights))
+    result = _with_tokens(result, got, expected, len(start))
+    if per_layer:
+        result = replace(result, layers=_layers(got, expected))
+    if against is not None:
+        original = decode(original_model(against), start, steps, forced=expected.tokens)
+        progress.step("PyTorch with the original weights")
+        result = replace(result, original=parity.against_original([got.logits], [original.logits]))
+    progress.done()
+    return result
+
+
+def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> Decoded:
+    """The exported model on a prompt and then on given tokens, one at a time with cache."""
+    past, rows, length = model.empty_cache(), [], 0
+    for new in [list(prompt), *[[token] for token in forced]]:
+        length += len(new)
+        logits, past = model.logits(np.array([new], np.int64), past, np.ones((1, length), np.int64))
+        rows.append(logits[0].astype(np.float32))
+    caches = list(past.values())
+    layers = list(zip(caches[::2], caches[1::2], strict=True))
+    return Decoded(np.concatenate(rows), [int(row[-1].argmax()) for row in rows], layers)
+
+
+def _prompt(model: Model, prompt: str | None, tokens: Sequence[int] | None, steps: int) -> list[int]:
+    if tokens is None and prompt is not None:
+        tokens = list(model.tokenizer.encode(prompt).ids)
+    if tokens is None:
+        room = model.context_length - steps
+        tokens = parity.random_tokens(model.vocabulary, max(1, min(parity.DEFAULT_PROMPT, room)))
+    if not tokens or len(tokens) + steps > model.context_length:
+        raise UsageError(
+            "E202",
+            f"{len(tokens)} prompt tokens and {steps} steps, expected at least one token and at most"
+            f" {model.context_length} positions.",
+        )
+    return list(tokens)
+
+
+def _with_tokens(result: ParityResult, got: Decoded, expected: Decoded, prompt: int) -> ParityResult:
+    """Adds whether greedy tokens are equal; a tie within tolerance, where either is right, does not fail."""
+    rows = slice(prompt - 1, None)
+    reference = expected.logits[rows]
+    slack = 2 * result.tolerance * float(np.sqrt(np.mean(np.square(reference))))
+    chosen = np.take_along_axis(reference, got.logits[rows].argmax(-1)[:, None], axis=-1)[:, 0]
+    tied = bool((chosen >= reference.max(-1) - slack).all())
+    equal = got.tokens == expected.tokens
+    return replace(result, tokens_equal=equal, ok=result.ok and (equal or tied))
+
+
+def _layers(got: Decoded, expected: Decoded) -> list[dict[str, Any]]:
+    pairs = zip(got.layers, expected.layers, strict=True)
+    return [
+        {
+            "layer": index,
+            "keys": parity.relative_rms(ours[0] - theirs[0], theirs[0]),
+            "values": parity.relative_rms(ours[1] - theirs[1], theirs[1]),
+        }
+        for index, (ours, theirs) in enumerate(pairs)
+    ]
