@@ -82,8 +82,8 @@ def export(
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
-        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, or an output folder that
-            holds something else.
+        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, or for an output
+            folder that holds something else.
         UnsupportedError: E401 for an architecture that is not exported, E402 below 90 %.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of an exported model as a checker sees them: read from the file, decoded by the NumPy oracle."""
+"""The weights of an exported model as a checker sees them: read from the file, decoded by NumPy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: the exported file in onnxruntime against an independent computation with the dequantized weights."""
+"""Parity: the exported file in onnxruntime against another computation with the dequantized weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bcq.progress import SILENT, Progress
 if TYPE_CHECKING:
     from bcq.exported import ExportedWeights
 
-# One BcqMatMul is within 1e-4 of exact arithmetic, as a relative RMS over its outputs (ops/README.md, accuracy
-# level 0). Errors of different matrices are independent, so that after m of them, each one's error carried on by
-# the residual stream at about its own relative size, they add up to sqrt(m) times as much. One more term of the
-# same size covers float32 sums of onnxruntime and PyTorch in another order (about 1e-6 each, and thousands of them).
+# One BcqMatMul is within 1e-4 of exact arithmetic, as a relative RMS over its outputs (ops/README.md,
+# accuracy level 0). Errors of different matrices are independent and the residual stream carries each on at about its
+# own relative size, so m of them add up to sqrt(m) times as much. One more term of the same size covers the
+# float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands of them).
 OPERATOR_TOLERANCE = 1e-4
 DEFAULT_PROMPT = 12  # tokens
 Array = NDArray[Any]
@@ -40,8 +40,8 @@ class ParityResult:
         cosine: smallest cosine between output rows.
         tolerance: what `relative` may reach.
         tokens_equal: greedy tokens identical (decoders), else None.
-        original: ``relative``, ``cosine`` (mean) and ``top_1_agreement`` against the original weights; informative
-            only, and None when no original was given.
+        original: ``relative``, ``cosine`` (mean) and ``top_1_agreement`` against the original weights, to
+            inform; None when no original was given.
         layers: for decoders on demand, the relative RMS of each layer's keys and values.
     """
 
@@ -69,12 +69,12 @@ def verify(
     per_layer: bool = False,
     progress: Progress = SILENT,
 ) -> ParityResult:
-    """Compares an exported folder with PyTorch (or, for an ``.onnx`` source, with onnxruntime on the dense graph).
+    """Compares an exported folder with PyTorch, or for an ``.onnx`` source with the original graph.
 
     Args:
         folder: what ``bcq export`` wrote.
-        against: the original: model folder or ``.onnx`` file. Without it there are no figures on the original
-            weights, and an export of an ``.onnx`` file is compared with its own functions in standard operators.
+        against: the original model folder or ``.onnx`` file. Without it there are no figures on the
+            original weights, and an export of an ``.onnx`` file is compared with its own functions in standard operators.
         prompt: text to run on; needs the folder's tokenizer.
         tokens: token ids to run on, instead of `prompt`; seeded random ones when neither is given.
         steps: decode steps with cache (decoders).
@@ -110,10 +110,7 @@ def tolerance(weights: ExportedWeights) -> float:
 
 def compare(got: Sequence[Array], expected: Sequence[Array], allowed: float) -> ParityResult:
     """The figures of some outputs, rows being their last axis."""
-    difference = np.concatenate(
-        [(g.astype(np.float64) - e).ravel() for g, e in zip(got, expected, strict=True)]
-    )
-    reference = np.concatenate([e.astype(np.float64).ravel() for e in expected])
+    difference, reference = _flat(got) - _flat(expected), _flat(expected)
     relative = relative_rms(difference, reference)
     cosines = np.concatenate([row_cosines(g, e) for g, e in zip(got, expected, strict=True)])
     return ParityResult(
@@ -126,18 +123,18 @@ def compare(got: Sequence[Array], expected: Sequence[Array], allowed: float) -> 
 
 
 def against_original(got: Sequence[Array], original: Sequence[Array]) -> dict[str, float]:
-    """The same figures against the unquantized model: relative RMS, mean cosine, share of equal largest elements."""
-    difference = np.concatenate(
-        [(g.astype(np.float64) - o).ravel() for g, o in zip(got, original, strict=True)]
-    )
-    reference = np.concatenate([o.astype(np.float64).ravel() for o in original])
+    """Against the unquantized model: relative RMS, mean cosine, share of equal top-1."""
     cosines = np.concatenate([row_cosines(g, o) for g, o in zip(got, original, strict=True)])
     same = [(g.argmax(-1) == o.argmax(-1)).ravel() for g, o in zip(got, original, strict=True)]
     return {
-        "relative": relative_rms(difference, reference),
+        "relative": relative_rms(_flat(got) - _flat(original), _flat(original)),
         "cosine": float(cosines.mean()),
         "top_1_agreement": float(np.concatenate(same).mean()),
     }
+
+
+def _flat(outputs: Sequence[Array]) -> NDArray[np.float64]:
+    return np.concatenate([output.astype(np.float64).ravel() for output in outputs])
 
 
 def relative_rms(difference: Array, reference: Array) -> float:

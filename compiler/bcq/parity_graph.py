@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity of an export made from an ``.onnx`` file: onnxruntime on the original graph with dequantized weights."""
+"""Parity of an export of an ``.onnx`` file: onnxruntime runs the original graph with dequantized weights."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _feed(value: Any, past: int, weights: ExportedWeights, random: np.random.Gen
 
 
 def _shape(value: Any, past: int) -> list[int]:
-    """Fixed sizes as they are; the first free one is the batch, one of a cache the past, else the sequence."""
+    """Fixed sizes as they are; a free first axis is the batch, others past (of a cache) or sequence."""
     free = _SEQUENCE
     if "past" in value.name:
         free = past
@@ -139,7 +139,7 @@ def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 def _nearest(
     matrix: NDArray[Any], weights: ExportedWeights, heads: dict[str, NDArray[np.float32]]
 ) -> tuple[str, NDArray[np.float32]] | None:
-    """The packed matrix whose first rows are nearest to those of `matrix`, and its values turned the same way."""
+    """The packed matrix whose first rows are nearest to those of `matrix`, and its values, turned alike."""
     best, name, turned = _NEAR, "", False
     for candidate, packed in weights.packed.items():
         for flipped in (False, True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch as the reference: the original model class with the weights of an export, or with the original ones."""
+"""PyTorch as the reference: the model class with the weights of an export, or with the original ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcq.exported import ExportedWeights
 from bcq.frontends.names import stored_names, tied_names
 from bcq.frontends.weightless import weightless_model
 
-Reader = Callable[[str, tuple[int, ...], bool], NDArray[Any]]  # name, shape, stored [K, N] -> values
+Reader = Callable[[str, bool], NDArray[Any]]  # name, whether the model holds it as [K, N] -> values
 
 
 def dequantized_model(folder: Path, weights: ExportedWeights) -> Any:
@@ -26,7 +26,7 @@ def dequantized_model(folder: Path, weights: ExportedWeights) -> Any:
         InputError: E107 when the file lacks a parameter.
     """
 
-    def read(name: str, shape: tuple[int, ...], transposed: bool) -> NDArray[Any]:
+    def read(name: str, transposed: bool) -> NDArray[Any]:
         if name not in weights.packed:
             return np.array(weights.dense[name].numpy())
         matrix = weights.dequantized(name)
@@ -39,7 +39,7 @@ def original_model(folder: Path) -> Any:
     """The model of a Hugging Face folder with its own weights, in float32."""
     checkpoint = Checkpoint.open(folder)
 
-    def read(name: str, shape: tuple[int, ...], transposed: bool) -> NDArray[Any]:
+    def read(name: str, transposed: bool) -> NDArray[Any]:
         return np.array(checkpoint.read(name))
 
     return _filled(folder, checkpoint.names(), read)
@@ -65,7 +65,8 @@ def decode(model: Any, prompt: Sequence[int], steps: int, forced: Sequence[int] 
             token = int(rows[-1][-1].argmax()) if forced is None or step >= len(forced) else forced[step]
             tokens.append(token)
             new = [token]
-    layers = [(layer.keys.numpy(), layer.values.numpy()) for layer in cache.layers]
+    filled: list[Any] = list(cache.layers)
+    layers = [(layer.keys.numpy(), layer.values.numpy()) for layer in filled]
     return Decoded(np.concatenate(rows), tokens, layers)
 
 
@@ -106,7 +107,7 @@ def _filled(folder: Path, stored: Collection[str], read: Reader) -> Any:
     for aliases in tied_names(model):
         shape = tuple(model.get_parameter(aliases[0]).shape)
         owner = model.get_submodule(aliases[0].rpartition(".")[0])
-        values = read(names[aliases[0]], shape, isinstance(owner, Conv1D))
+        values = read(names[aliases[0]], isinstance(owner, Conv1D))
         parameter = torch.nn.Parameter(torch.from_numpy(values).float(), requires_grad=False)
         assert tuple(parameter.shape) == shape, (aliases[0], shape)
         for alias in aliases:
