@@ -72,21 +72,27 @@ def genai_config(
 
 
 def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin, end and padding ids; ``generation_config.json`` wins, padding falls back to the first end id."""
+    """Begin, end and padding ids; ``generation_config.json`` wins, padding falls back to the end id.
 
-    def find(name: str) -> Any:
-        found = generation.get(name)
-        return config.get(name) if found is None else found
+    Ids outside the vocabulary, which default configurations carry, are left out: onnxruntime-genai refuses them,
+    and works without.
+    """
 
-    end = find("eos_token_id")
-    first_end = end[0] if isinstance(end, list) else end
-    padding, begin = find("pad_token_id"), find("bos_token_id")
-    tokens = {
-        "bos_token_id": begin,
-        "eos_token_id": end,
-        "pad_token_id": first_end if padding is None else padding,
-    }
-    return {name: value for name, value in tokens.items() if value is not None}
+    def find(name: str) -> list[int]:
+        found = config.get(name) if generation.get(name) is None else generation[name]
+        ids = found if isinstance(found, list) else [found]
+        return [token for token in ids if isinstance(token, int) and 0 <= token < config["vocab_size"]]
+
+    begin, end = find("bos_token_id"), find("eos_token_id")
+    padding = find("pad_token_id") or end
+    tokens: dict[str, Any] = {}
+    if begin:
+        tokens["bos_token_id"] = begin[0]
+    if end:
+        tokens["eos_token_id"] = end if len(end) > 1 else end[0]
+    if padding:
+        tokens["pad_token_id"] = padding[0]
+    return tokens
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

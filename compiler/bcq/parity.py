@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from bcq.exported import ExportedWeights
 
 # One BcqMatMul is within 1e-4 of exact arithmetic, as a relative RMS over its outputs (ops/README.md,
-# accuracy level 0). Errors of different matrices are independent and the residual stream carries each on at about its
-# own relative size, so m of them add up to sqrt(m) times as much. One more term of the same size covers the
-# float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands of them).
+# accuracy level 0). Errors of different matrices are independent and the residual stream carries each on at
+# about its own relative size, so m of them add up to sqrt(m) times as much. One more term of the same size
+# covers the float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands).
 OPERATOR_TOLERANCE = 1e-4
 DEFAULT_PROMPT = 12  # tokens
 Array = NDArray[Any]
@@ -74,7 +74,7 @@ def verify(
     Args:
         folder: what ``bcq export`` wrote.
         against: the original model folder or ``.onnx`` file. Without it there are no figures on the
-            original weights, and an export of an ``.onnx`` file is compared with its own functions in standard operators.
+            original weights, and an export of an ``.onnx`` file is compared with its own functions.
         prompt: text to run on; needs the folder's tokenizer.
         tokens: token ids to run on, instead of `prompt`; seeded random ones when neither is given.
         steps: decode steps with cache (decoders).
