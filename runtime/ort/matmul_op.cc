@@ -62,14 +62,17 @@ class MatMul {
         calls_(*registration.calls),
         cpu_flags_(bcq_cpu_flags()),
         weight_(calls_, info, *registration.op),
-        allocator_(calls_, info) {}
+        allocator_(calls_, info) {
+    // A graph that declares another size would fail at its first run: say so now.
+    const int64_t declared = declared_last_dimension(calls_, info, 0);
+    if (declared >= 0) refuse_if(check_activation(weight_.attributes(), {&declared, 1}));
+  }
 
   void run(OrtKernelContext* context) const {
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor a(calls_, value);
-    const std::string error = check_activation(weight_.attributes(), a.shape());
-    if (!error.empty()) throw Refusal{error};
+    refuse_if(check_activation(weight_.attributes(), a.shape()));
     MatMulProblem problem = problem_of(a, weight_.pointers(calls_, context));
     problem.y = output_of(context, a.shape());
     if (problem.M == 0) return;

@@ -15,6 +15,14 @@ struct ShapeInfo {
   }
 };
 
+struct TypeInfo {
+  const Calls& calls;
+  OrtTypeInfo* info = nullptr;
+  ~TypeInfo() {
+    if (info != nullptr) calls.ReleaseTypeInfo(info);
+  }
+};
+
 // True, or false after the status has been thrown away.
 bool succeeded(const Calls& calls, OrtStatus* status) {
   if (status == nullptr) return true;
@@ -121,6 +129,19 @@ bool constant_input(const Calls& calls, const OrtKernelInfo* info, size_t index,
   if (is_constant == 0 || value == nullptr) return false;
   out = Tensor(calls, value);
   return true;
+}
+
+int64_t declared_last_dimension(const Calls& calls, const OrtKernelInfo* info, size_t index) {
+  TypeInfo type{calls};
+  if (!succeeded(calls, calls.KernelInfo_GetInputTypeInfo(info, index, &type.info))) return -1;
+  const OrtTensorTypeAndShapeInfo* shape = nullptr;  // belongs to `type`
+  check(calls, calls.CastTypeInfoToTensorInfo(type.info, &shape));
+  size_t rank = 0;
+  if (shape != nullptr) check(calls, calls.GetDimensionsCount(shape, &rank));
+  if (rank == 0 || rank > Tensor::kMaxRank) return -1;
+  int64_t dims[Tensor::kMaxRank];
+  check(calls, calls.GetDimensions(shape, dims, rank));
+  return dims[rank - 1];
 }
 
 }  // namespace bcq::ort

@@ -2,6 +2,7 @@
 // What a kernel learns of its node and of its tensors, with every status turned into one C++ exception.
 #pragma once
 
+#include <exception>
 #include <string>
 
 #include "contract.h"
@@ -14,6 +15,11 @@ namespace bcq::ort {
 struct Refusal {
   std::string message;
 };
+
+// Throws Refusal unless the validator's answer is empty.
+inline void refuse_if(const std::string& error) {
+  if (!error.empty()) throw Refusal{error};
+}
 
 // Throws Refusal with ONNX Runtime's own message when `status` is one.
 void check(const Calls& calls, OrtStatus* status);
@@ -64,5 +70,8 @@ Attributes read_attributes(const Calls& calls, const OrtKernelInfo* info, const 
 
 // The constant input at `index`; false when it is fed at run time.
 bool constant_input(const Calls& calls, const OrtKernelInfo* info, size_t index, Tensor& out);
+
+// The last dimension that the graph declares for the input at `index`, or -1 when it says nothing about it.
+int64_t declared_last_dimension(const Calls& calls, const OrtKernelInfo* info, size_t index);
 
 }  // namespace bcq::ort

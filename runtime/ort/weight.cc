@@ -20,10 +20,6 @@ constexpr Factor kFactors[] = {
     {check_offset, &WeightPointers::offset, "offset"},
 };
 
-void refuse_if(const std::string& error) {
-  if (!error.empty()) throw Refusal{error};
-}
-
 void check_type(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected, const char* expected_name) {
   if (tensor.type() == expected) return;
   throw Refusal{std::string(name) + " type: got ONNX element type " + std::to_string(int(tensor.type())) +

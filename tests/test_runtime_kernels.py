@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every built kernel that this CPU runs, called through the C ABI, against the NumPy oracle in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bcq import contract
+from bcq.bcq import BcqWeight
+from bcq.core import Core
+from bcq.packing import pack
+from nodes import Array, activations, magnitudes, product, random_weight
+
+CORE = Core.load()
+MATMUL = [row.name for row in CORE.kernels(contract.MATMUL.name) if not row.flags & ~CORE.detected_flags()]
+GATHER = [row.name for row in CORE.kernels(contract.GATHER.name) if not row.flags & ~CORE.detected_flags()]
+SIZES = [(16, 32), (50, 100), (33, 257), (1, 1), (70, 416)]
+
+
+def group_sizes(inputs: int) -> list[int]:
+    return sorted({32, 64, 128, inputs})
+
+
+def tolerance(a: Array, weight: BcqWeight) -> Array:
+    """Largest error of a near-exact kernel (accuracy_level 0), per output.
+
+    Sixteen-bit tables round every signed sum of four activations to a multiple of s = m / (127 * 255 - 1),
+    where m is the largest sum of four |a|, at most 4 max|a|. Half of s per quad, over its four inputs, is at
+    most max|a| / (2 * 32384) < 2^-15.9 max|a| per input and plane. Float32 sums of at most 32 terms add 33 *
+    2^-24 of the sum of |a| |w|; adding up the groups' partial results as well stays below 64 * 2^-24.
+    """
+    largest = np.abs(a.astype(np.float64)).max(axis=1, initial=0.0)[:, None]
+    tables = 2**-15.9 * magnitudes(np.broadcast_to(largest, a.shape), weight)
+    bound = tables + 64 * 2.0**-24 * magnitudes(a, weight)
+    if a.dtype == np.float16:
+        bound = bound + 2.0**-11 * np.abs(product(a, weight)) + 2.0**-25  # the result is rounded once
+    return np.asarray(bound)
+
+
+def float32_tolerance(a: Array, weight: BcqWeight) -> Array:
+    """The same for float32 arithmetic (accuracy_level 1): K roundings of partial sums, in the worst order."""
+    return np.asarray((weight.inputs + weight.bits + 2) * 2.0**-24 * magnitudes(a, weight))
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_each_matmul_kernel_agrees_with_the_oracle_for_all_sizes_and_groups(
+    kernel: str, bits: int, offset: bool, dtype: Any
+) -> None:
+    for rows, inputs in SIZES:
+        for group_size in group_sizes(inputs):
+            weight = random_weight(rows, inputs, bits, group_size, offset)
+            for tokens in (1, 3):
+                a = activations(tokens, inputs, dtype)
+                error = np.abs(CORE.matmul(a, pack(weight), kernel=kernel) - product(a, weight))
+                assert (error <= tolerance(a, weight)).all(), (rows, inputs, group_size, tokens)
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+def test_each_matmul_kernel_keeps_the_promised_relative_error(kernel: str) -> None:
+    # ops/README.md: at most 1e-4; measured as the root mean square over outputs.
+    weight = random_weight(256, 1024, 3, 128, offset=True)
+    a = activations(17, 1024)
+    exact = product(a, weight)
+    error = CORE.matmul(a, pack(weight), kernel=kernel) - exact
+    assert np.linalg.norm(error) <= 1e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_accuracy_level_one_computes_in_float32(bits: int) -> None:
+    weight = random_weight(50, 300, bits, 64, offset=True)
+    a = activations(3, 300)
+    error = np.abs(CORE.matmul(a, pack(weight), accuracy_level=1) - product(a, weight))
+    assert (error <= float32_tolerance(a, weight)).all()
+
+
+@given(
+    rows=st.integers(1, 80),
+    inputs=st.integers(1, 200),
+    bits=st.integers(1, 8),
+    group=st.sampled_from([32, 64, 96, 128, 0]),
+    offset=st.booleans(),
+    tokens=st.integers(0, 5),
+    half=st.booleans(),
+    kernel=st.sampled_from(MATMUL),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_matmul_problem_agrees_with_the_oracle(
+    rows: int,
+    inputs: int,
+    bits: int,
+    group: int,
+    offset: bool,
+    tokens: int,
+    half: bool,
+    kernel: str,
+    seed: int,
+) -> None:
+    weight = random_weight(rows, inputs, bits, group or inputs, offset, seed)
+    a = activations(tokens, inputs, np.float16 if half else np.float32, seed)
+    error = np.abs(CORE.matmul(a, pack(weight), kernel=kernel) - product(a, weight))
+    assert error.shape == (tokens, rows)
+    assert (error <= tolerance(a, weight)).all()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_row_alone_gives_the_same_bits_as_in_a_batch(kernel: str, dtype: Any) -> None:
+    for bits in (1, 2, 3, 4, 5):
+        weight = pack(random_weight(70, 416, bits, 128, offset=True))
+        a = activations(37, 416, dtype)
+        batch = CORE.matmul(a, weight, kernel=kernel)
+        for row in range(a.shape[0]):
+            assert CORE.matmul(a[row : row + 1], weight, kernel=kernel).tobytes() == batch[row].tobytes()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+def test_any_split_of_the_work_gives_the_same_bits(kernel: str) -> None:
+    weight = pack(random_weight(200, 416, 3, 64, offset=True))
+    a = activations(19, 416)
+    whole = CORE.matmul(a, weight, kernel=kernel, parts=1).tobytes()
+    for parts in (2, 3, 5, 8, 13, 40):
+        assert CORE.matmul(a, weight, kernel=kernel, parts=parts).tobytes() == whole
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_poisoned_activation_reaches_every_output_of_its_row_and_no_other(
+    kernel: str, poison: float, dtype: Any
+) -> None:
+    weight = random_weight(40, 300, 3, 64, offset=True)
+    clean = activations(5, 300, dtype)
+    for at in (0, 31, 63, 64, 299):
+        a = clean.copy()
+        a[2, at] = poison
+        y = CORE.matmul(a, pack(weight), kernel=kernel)
+        others = [0, 1, 3, 4]
+        assert not np.isfinite(y[2]).any()
+        assert y[others].tobytes() == CORE.matmul(clean, pack(weight), kernel=kernel)[others].tobytes()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["alpha_1", "alpha_rest", "offset"])
+def test_a_poisoned_scaling_factor_reaches_its_own_output_and_no_other(
+    kernel: str, poison: float, field: str
+) -> None:
+    packed = pack(random_weight(40, 300, 3, 64, offset=True))
+    a = activations(3, 300)
+    clean = CORE.matmul(a, packed, kernel=kernel)
+    factors = getattr(packed, field)
+    factors[(1, 2, ..., 5) if field != "alpha_rest" else (1, 2, 0, 5)] = poison
+    y = CORE.matmul(a, packed, kernel=kernel)
+    assert not np.isfinite(y[:, 21]).any()
+    others = np.arange(40) != 21
+    assert (y[:, others] == clean[:, others]).all()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+def test_large_small_and_zero_activations_keep_the_bound(kernel: str) -> None:
+    weight = random_weight(40, 300, 3, 64)
+    for scale in (0.0, 1e-38, 1e-30, 1e30):
+        a = activations(2, 300) * np.float32(scale)
+        error = np.abs(CORE.matmul(a, pack(weight), kernel=kernel) - product(a, weight))
+        # Below 2^-126 a float32 has a fixed step of 2^-149: each partial result may lose half of that.
+        floor = 300 * 3 * 2.0**-149
+        assert (error <= tolerance(a, weight) + floor).all(), scale
+
+
+@pytest.mark.parametrize("kernel", GATHER)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_each_gather_kernel_equals_the_oracle_to_the_bit(
+    kernel: str, bits: int, offset: bool, dtype: Any
+) -> None:
+    for rows, inputs in SIZES:
+        for group_size in group_sizes(inputs):
+            weight = random_weight(rows, inputs, bits, group_size, offset)
+            indices = np.random.default_rng(0).integers(-rows, rows, 9).astype(dtype)
+            expected = weight.dequantize()[indices]
+            for parts in (1, 4):
+                y = CORE.gather(indices, pack(weight), kernel=kernel, parts=parts)
+                assert y.tobytes() == expected.tobytes()
+
+
+def test_a_kernel_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown kernel name"):
+        CORE.matmul(activations(1, 32), pack(random_weight(16, 32, 1, 32)), kernel="avx9000")
