@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // BcqMatMul for AVX2: T16 look-up tables of 16-bit signed sums, read by vpshufb as a low and a high byte table.
 #include "kernels/bcq_matmul/avx2_sums.h"
-#include "kernels/bcq_matmul/t16_exact.h"
 #include "kernels/bcq_matmul/t16_plan.h"
 #include "kernels/bcq_matmul/t16_prepare.h"
+#include "kernels/bcq_matmul/t16_rows.h"
 
 namespace bcq {
 namespace {
 
-constexpr float kRange = 32767;      // entries are stored as v + 32768
-constexpr int64_t kRowsAtOnce = 16;  // rows of A that share one pass over a tile
+constexpr float kRange = 32767;  // entries are stored as v + 32768
 constexpr int kMaxBits = 8;
 
 // ---- tables ----
@@ -59,38 +58,7 @@ inline void add_offset(Outputs& y, const uint16_t* offset, float sum) {
   y.rows[1] = _mm256_fmadd_ps(eight_halves(offset + 8), s, y.rows[1]);
 }
 
-void store(const MatMulProblem& p, int64_t m, int64_t tile, const float* y) {
-  const int64_t first = tile * kTileRows;
-  const size_t count = size_t(p.N - first < kTileRows ? p.N - first : kTileRows);
-  const int64_t at = m * p.y_stride + first;
-  if (!p.a_is_half) {
-    std::memcpy(static_cast<float*>(p.y) + at, y, count * sizeof(float));
-    return;
-  }
-  alignas(16) uint16_t halves[kTileRows];
-  for (int i = 0; i < kTileRows; i += 8) {
-    const __m128i eight = _mm256_cvtps_ph(_mm256_loadu_ps(y + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_store_si128(reinterpret_cast<__m128i*>(halves + i), eight);
-  }
-  std::memcpy(static_cast<uint16_t*>(p.y) + at, halves, count * sizeof(uint16_t));
-}
-
-void store(const MatMulProblem& p, int64_t m, int64_t tile, const Outputs& y) {
-  alignas(32) float values[kTileRows];
-  _mm256_store_ps(values, y.rows[0]);
-  _mm256_store_ps(values + 8, y.rows[1]);
-  store(p, m, tile, values);
-}
-
 // ---- tiles ----
-
-const uint32_t* first_line(const MatMulProblem& p, const T16Plan& plan, const T16Block& block, int64_t tile) {
-  return p.codes + (tile * plan.chunks + block.first_chunk) * p.bits * kTileRows;
-}
-
-const uint8_t* first_table(const T16Row& row, const T16Block& block) {
-  return row.tables + size_t(block.first_chunk) * kTableBytes;
-}
 
 inline void add_block_offset(const MatMulProblem& p, const T16Row& row, const T16Block& block, int64_t cell, Outputs& y) {
   if (p.offset) add_offset(y, p.offset + cell * kTileRows, row.sum[block.number]);
@@ -179,51 +147,24 @@ void tile_for_many(const MatMulProblem& p, const T16Plan& plan, const T16Row* ro
   });
 }
 
-// Rows of A that go through tables, at most kRowsAtOnce of them, and their numbers.
-struct RowSet {
-  T16Row rows[kRowsAtOnce];
-  int64_t numbers[kRowsAtOnce];
-  int64_t count;
-};
-
-void run_rows(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t begin_tile, int64_t end_tile) {
-  if (set.count == 0) return;
-  for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
-    Outputs y[kRowsAtOnce] = {};
-    if (set.count == 1) y[0] = tile_for_one(p, plan, set.rows[0], tile);
-    else tile_for_many(p, plan, set.rows, set.count, tile, y);
-    for (int64_t i = 0; i < set.count; ++i) store(p, set.numbers[i], tile, y[i]);
-  }
-}
-
-void run_exact(const MatMulProblem& p, const T16Plan& plan, int64_t m, int64_t begin_tile, int64_t end_tile) {
-  for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
-    float y[kTileRows];
-    exact_tile(p, plan, m, tile, y);
-    store(p, m, tile, y);
+void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t tile, float* y) {
+  Outputs outputs[kRowsAtOnce] = {};
+  if (set.count == 1) outputs[0] = tile_for_one(p, plan, set.rows[0], tile);
+  else tile_for_many(p, plan, set.rows, set.count, tile, outputs);
+  for (int64_t i = 0; i < set.count; ++i) {
+    _mm256_store_ps(y + i * kTileRows, outputs[i].rows[0]);
+    _mm256_store_ps(y + i * kTileRows + 8, outputs[i].rows[1]);
   }
 }
 
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
   const T16Plan plan = t16_plan(p);
-  RowSet set = {};
-  for (int64_t m = 0; m < p.M; ++m) {
-    const T16Row row = t16_row(plan, scratch, m);
-    if (*row.out_of_range) {
-      run_exact(p, plan, m, begin_tile, end_tile);
-      continue;
-    }
-    set.rows[set.count] = row;
-    set.numbers[set.count++] = m;
-    if (set.count < kRowsAtOnce) continue;
-    run_rows(p, plan, set, begin_tile, end_tile);
-    set.count = 0;
-  }
-  run_rows(p, plan, set, begin_tile, end_tile);
+  run_t16(p, plan, scratch, begin_tile, end_tile,
+          [&](const RowSet& set, int64_t tile, float* y) { compute_tile(p, plan, set, tile, y); });
 }
 
 }  // namespace
 
-extern const MatMulKernel kMatMul_avx2_t16 = {"avx2_t16", "avx2", BCQ_CPU_AVX2, nullptr, t16_scratch_bytes, prepare, run};
+extern const MatMulKernel kMatMul_avx2_t16 = {"avx2_t16", "avx2", BCQ_CPU_AVX2, t16_supports, t16_scratch_bytes, prepare, run};
 
 }  // namespace bcq

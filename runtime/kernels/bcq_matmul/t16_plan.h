@@ -49,6 +49,9 @@ inline T16Plan t16_plan(const MatMulProblem& p) {
   return plan;
 }
 
+// accuracy_level 1 asks for float32; 16-bit tables are exact enough for all other levels.
+inline bool t16_supports(const MatMulProblem& p) { return p.accuracy_level != 1; }
+
 inline size_t t16_scratch_bytes(const MatMulProblem& p) { return size_t(p.M) * t16_plan(p).row_bytes; }
 
 // Calls visit(T16Block) for all blocks in order.
