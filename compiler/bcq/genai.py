@@ -74,8 +74,8 @@ def genai_config(
 def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
     """Begin, end and padding ids; ``generation_config.json`` wins, padding falls back to the end id.
 
-    Ids outside the vocabulary, which default configurations carry, are left out: onnxruntime-genai refuses them,
-    and works without.
+    Ids outside the vocabulary, which default configurations carry, are left out: onnxruntime-genai refuses
+    them, and works without.
     """
 
     def find(name: str) -> list[int]:

@@ -12,7 +12,7 @@ _OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "
 
 
 def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
-    """Maps each parameter (and saved buffer) of a model to the name of its tensor in a file.
+    """Maps each parameter of a model to the name of its tensor in a file.
 
     A file may leave out the base model's prefix (``transformer.`` of GPT-2) or add it, and stores tied
     parameters once, under any of their names.
@@ -35,10 +35,6 @@ def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
                 "Save the model again, with its head, and check `architectures` in config.json.",
             )
         found.update(dict.fromkeys(aliases, match))
-    for name, _ in module.named_buffers():
-        match = next((form for form in _forms(name, prefix) if form in stored), None)
-        if match is not None:
-            found[name] = match
     return found
 
 
