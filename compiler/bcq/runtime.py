@@ -22,8 +22,8 @@ def library_path() -> Path:
     """Where the operator library lies, for any program that registers it itself.
 
     Returns:
-        Absolute path of ``libbcq_ops.so``, also for editable installs. The environment variable ``BCQ_LIBRARY``
-        names another build of it, for example one with sanitizers.
+        Absolute path of ``libbcq_ops.so``, also for editable installs. The environment variable
+        ``BCQ_LIBRARY`` names another build of it, for example one with sanitizers.
 
     Raises:
         ResourceError: E603 when this installation has none.
