@@ -14,6 +14,7 @@ import pytest
 
 from bcq import passes
 from bcq.bcq import Float32
+from bcq.errors import BcqError
 from bcq.frontends import onnx_file
 from bcq.packing import PackedWeight, unpack
 from bcq.passes import Left, MatrixRef, SolveOnTheFly
@@ -34,7 +35,7 @@ OPTIONS = QuantizeOptions(bits=4, group_size=32, method="greedy")
 TOLERANCE = 1e-3
 
 
-# name: configuration class, its arguments, distinct matrices: embeddings, those of one layer, a head of its own.
+# name: configuration class, arguments, distinct matrices: embeddings, those of one layer, a head of its own.
 # A tied head is its embedding; BERT's pooler is no part of the hidden states.
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "GPT-2": ("GPT2Config", {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64}, 2 + 4),
@@ -160,3 +161,20 @@ def test_a_tied_head_reads_the_embeddings_packed_matrix(exported: tuple[Path, in
     shared = {id(node.inputs[1]) for node in bcq_nodes(model) if node.op_type == "BcqGather"}
     heads = [n for n in bcq_nodes(model) if n.op_type == "BcqMatMul" and id(n.inputs[1]) in shared]
     assert len(tied) == len(heads)
+
+
+def test_the_library_computes_what_the_functions_compute(exported: tuple[Path, int], tmp_path: Path) -> None:
+    from bcq import runtime
+
+    try:
+        runtime.library_path()
+    except BcqError as fault:
+        pytest.skip(f"the operator library is not built: {fault}")
+    model = onnx_file.load(exported[0])
+    passes.run(model, Recording())
+    write_model(model, tmp_path / "model.onnx")
+    feeds: Feeds = {"input_ids": np.random.default_rng(0).integers(0, 100, (2, 7))}
+    (got,) = runtime.session(tmp_path / "model.onnx").run(None, feeds)
+    (expected,) = run_without_library(tmp_path / "model.onnx", feeds)
+    # Each operator may be off by 1e-4 of its result (accuracy_level 0); seven follow each other in one layer.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=7e-4 * np.abs(expected).max())

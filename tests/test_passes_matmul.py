@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -270,3 +270,38 @@ def test_a_matrix_that_the_user_keeps_stays_and_does_not_count_against_the_share
     assert op_types(model) == ["MatMul", "BcqMatMul"]
     assert "a" in model.graph.initializers
     assert (report.packed_count, report.total_count, report.packed_share) == (1, 2, 1.0)
+
+
+COMPUTED = {
+    "dequantized": (
+        "d = DequantizeLinear (w, s) y = MatMul (x, d)",
+        {"w": np.ones((48, 20), np.int8), "s": np.float32(0.5)},
+        "DequantizeLinear 'd' computes it from constants",
+    ),
+    "concatenated": (
+        "d = Concat <axis = 1> (w, v) t = Cast <to = 1> (d) y = MatMul (x, t)",
+        {"w": normal(48, 12), "v": normal(48, 8)},
+        "Concat 'd' computes it from constants",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COMPUTED)
+def test_a_matrix_computed_from_constants_stays_and_counts_as_dense(case: str) -> None:
+    body, constants, reason = COMPUTED[case]
+    text = f"main (float[m, 48] x) => (float[m, 20] y) <float[48, 20] d> {{ {body} }}"
+    model = model_of(text, **cast(Any, constants))
+    report, _ = pack_with(model)
+    assert not bcq_nodes(model)
+    record = only(report.matrices)
+    assert (record.rows, record.inputs, record.bits) == (20, 48, None)
+    assert reason in record.reason
+    assert report.packed_share == 0.0
+
+
+def test_a_matrix_computed_at_run_time_is_no_constant() -> None:
+    text = (
+        "main (float[48, 48] x) => (float[48, 48] y) <float[48, 48] d> { d = Add (x, w) y = MatMul (x, d) }"
+    )
+    report, _ = pack_with(model_of(text, w=normal(48, 48)))
+    assert report.matrices == []

@@ -147,3 +147,20 @@ def test_an_opset_before_13_is_refused_with_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match="opset 12, expected 13 or later") as caught:
         passes.run(model, SolveOnTheFly(QuantizeOptions(method="greedy")))
     assert "version_converter" in caught.value.hint
+
+
+def test_a_matrix_that_packing_would_not_shrink_stays_dense() -> None:
+    tiny = MatrixRef("w", 1, 64, False, ir.Tensor(normal(1, 64)), ("matmul",))
+    left = SolveOnTheFly(QuantizeOptions(bits=4, method="greedy")).pack(tiny)
+    # 16 rows of 2 words and 1 float16 alpha for each of 4 planes, against 64 floats.
+    assert left == Left("packed it would take 640 bytes, dense 256")
+
+
+def test_a_table_of_rotary_positions_is_no_trained_embedding() -> None:
+    angles = np.outer(np.arange(64), 1.0 / 10000 ** (np.arange(32) / 32))
+    table = np.concatenate([np.cos(angles), np.cos(angles)], axis=1).astype(np.float32)
+    source = SolveOnTheFly(QuantizeOptions(method="greedy"))
+    left = source.pack(MatrixRef("cos_cached", 64, 64, False, ir.Tensor(table), ("gather",)))
+    assert isinstance(left, Left)
+    assert "rotary" in left.reason
+    assert isinstance(source.pack(MatrixRef("w", 64, 64, False, ir.Tensor(table), ("matmul",))), PackedWeight)

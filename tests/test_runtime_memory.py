@@ -16,6 +16,7 @@ from nodes import one_node, random_weight
 
 MEASURE = """
 import json, sys
+import numpy as np
 from bcq.runtime import session
 
 def resident():
