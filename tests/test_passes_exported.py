@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "BERT": (
         "BertConfig",
         {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128,
-         "max_position_embeddings": 64},
+         "max_position_embeddings": 64, "type_vocab_size": 16},
         3 + 6,
     ),
 }  # fmt: skip

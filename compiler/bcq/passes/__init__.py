@@ -12,6 +12,7 @@ from bcq.passes.find_matrices import find_matrices
 from bcq.passes.modernize import modernize
 from bcq.passes.pack_matrices import pack_matrices
 from bcq.passes.report import MatrixRecord, PackReport
+from bcq.passes.report_computed import report_computed
 from bcq.passes.rewrite_gather import rewrite_gather
 from bcq.passes.rewrite_gemm import rewrite_gemm
 from bcq.passes.rewrite_matmul import rewrite_matmul
@@ -36,6 +37,7 @@ PIPELINE: tuple[Callable[[ir.Model, Work], None], ...] = (
     modernize,
     find_matrices,
     pack_matrices,
+    report_computed,
     rewrite_matmul,
     rewrite_gemm,
     rewrite_gather,

@@ -48,7 +48,7 @@ def find_matrices(model: ir.Model, work: Work) -> None:
 def _readers_of(value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> _Readers:
     readers = _Readers()
     for use in trace.uses(value, tensor.dtype):
-        kind = _matrix_kind(use)
+        kind = matrix_kind(use)
         if kind is not None and _is_matrix(tensor, kind):
             readers.first = readers.first or use.node
             readers.kinds[kind] = None
@@ -63,7 +63,7 @@ def _readers_of(value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> 
     return readers
 
 
-def _matrix_kind(use: trace.Use) -> str | None:
+def matrix_kind(use: trace.Use) -> str | None:
     """What the reader does with the constant as a matrix; None when it does something else."""
     node = use.node
     if node is None:

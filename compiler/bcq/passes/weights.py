@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from bcq import packing, plan
-from bcq.bcq import Float32
+from bcq import contract, packing, plan
+from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
 from bcq.passes.spool import spooled
@@ -50,7 +50,10 @@ class MatrixRef:
             InputError: E106 when a value is NaN or infinite.
         """
         stored = self.tensor.numpy()
-        matrix = np.ascontiguousarray(stored.T if self.transposed else stored, dtype=np.float32)
+        matrix = np.array(stored.T if self.transposed else stored, dtype=np.float32, order="C")
+        del stored  # no view is left, so the file can be unmapped: its pages would count as ours
+        if isinstance(self.tensor, ir.ExternalTensor):
+            self.tensor.release()
         if not np.isfinite(matrix).all():
             row, column = (int(index) for index in np.argwhere(~np.isfinite(matrix))[0])
             raise InputError(
@@ -106,13 +109,20 @@ class SolveOnTheFly:
         if choice.bits is None:
             return Left(choice.reason, choice.requested)
         group_size = plan.group_size_for(options, matrix.inputs)
+        packed_bytes = _packed_bytes(matrix, choice.bits, group_size, options.offset)
+        if packed_bytes >= matrix.tensor.nbytes:
+            return Left(f"packed it would take {packed_bytes:,} bytes, dense {matrix.tensor.nbytes:,}")
+        dense = matrix.read()
+        if matrix.kinds == (GATHER_KIND,) and _is_rotary_table(dense):
+            return Left("it is a table of rotary positions: both halves of each row are equal")
         weight = solve(
-            matrix.read(),
+            dense,
             choice.bits,
             group_size,
             method=options.method,
             offset=options.offset,
             seed=options.seed,
+            name=matrix.name,
         )
         return spooled(packing.pack(weight), self.spool)
 
@@ -161,3 +171,17 @@ class FromBase:
         if choice.bits is None:
             return Left(choice.reason, choice.requested)
         return Left("the quantized base holds it dense")
+
+
+def _packed_bytes(matrix: MatrixRef, bits: int, group_size: int, offset: bool) -> int:
+    """Bytes of the packed tensors, padding included."""
+    rows = ceil_div(matrix.rows, contract.TILE_ROWS) * contract.TILE_ROWS
+    words = ceil_div(matrix.inputs, contract.WORD_BITS) * bits
+    halves = ceil_div(matrix.inputs, group_size) * (bits + offset)
+    return rows * (4 * words + 2 * halves)
+
+
+def _is_rotary_table(dense: Float32) -> bool:
+    """Cosines or sines of rotary positions, repeated for both halves of a head as no trained table is."""
+    half = dense.shape[1] // 2
+    return bool(dense.any()) and np.array_equal(dense[:, :half], dense[:, half:])
