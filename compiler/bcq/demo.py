@@ -23,9 +23,14 @@ from bcq.progress import SILENT, Progress
 
 PROMPT = "The people of the United States"
 CONTEXT = 256
+WINDOWS = 20  # of the held-out speech: half of it, so that all is done within a minute
+PORTABLE_WINDOWS = 4
+# One operator is within 1e-4 of exact arithmetic; after this model's 17 matrices that may add up to sqrt(17) * 1e-4
+# of the logits, whose size is about 5: 2e-3 nats.
+PORTABLE_TOLERANCE = 2e-3
 NEW_TOKENS = 48
-SAMPLING = {"temperature": 0.7, "top_k": 40, "seed": 0}
-TIMED_TOKENS = 128
+SAMPLING = {"temperature": 0.5, "top_k": 20, "seed": 0}
+TIMED_TOKENS = 64
 TIMED_RUNS = 3
 
 
@@ -36,9 +41,9 @@ class Line:
     Attributes:
         bits: planes per matrix; 32 for the model left dense.
         file_bytes: ``model.onnx`` and its data file.
-        weight_bytes: tensors only: packed matrices and dense rest.
+        weight_bytes: tensors only: packed matrices and dense rest, without graph and alignment.
         perplexity: on the held-out speech, with the op library.
-        perplexity_portable: the same without the library.
+        portable_difference: RMS difference of a token's loss, in nats, when the library is not there.
         agreement: share of places where the likeliest token is that of the fp32 model.
         tokens_per_second: greedy decoding, one sequence, median of a few runs.
         parity: RMS of the difference to PyTorch with the same dequantized weights, relative; None for dense.
@@ -50,7 +55,7 @@ class Line:
     file_bytes: int
     weight_bytes: int
     perplexity: float
-    perplexity_portable: float
+    portable_difference: float
     agreement: float
     tokens_per_second: float
     parity: float | None
@@ -96,7 +101,7 @@ def run(bits: Sequence[int], output: Path | None = None, progress: Progress = SI
             output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcq-demo-")))
         progress.start("demo", 2 + len(choices))
         speech = evaluate.read_text(model / "heldout.txt")
-        reference = evaluate.measure(torch_logits(model), tokens_of(model, speech), CONTEXT)
+        reference = evaluate.measure(torch_logits(model), tokens_of(model, speech), CONTEXT, WINDOWS)
         progress.step("PyTorch fp32", f"perplexity {reference.perplexity:.2f}")
         lines = []
         for options in [QuantizeOptions(overrides=("*=keep",)), *choices]:
@@ -111,7 +116,10 @@ def torch_logits(model: Path) -> Logits:
     import torch
     from transformers import AutoModelForCausalLM
 
-    module: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+    from bcq.frontends.weightless import quiet
+
+    with quiet():
+        module: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
     module.eval()
 
     def logits(tokens: Sequence[int]) -> NDArray[Any]:
@@ -136,35 +144,29 @@ def text(result: DemoResult) -> str:
         [
             _name(line.bits),
             f"{line.file_bytes / report.MEGA:.2f}",
+            f"{line.weight_bytes / report.MEGA:.2f}",
             f"{first.weight_bytes / line.weight_bytes:.1f}x",
             f"{first.weight_bytes / 2 / line.weight_bytes:.1f}x",
             f"{line.perplexity:.2f}",
-            f"{line.perplexity_portable:.2f}",
             f"{line.agreement:.1%}",
             f"{line.tokens_per_second:,.0f}",
             "-" if line.parity is None else f"{line.parity:.0e}",
+            f"{line.portable_difference:.0e}",
         ]
         for line in result.lines
     ]
-    header = [
-        "weights", "file MB", "vs fp32", "vs fp16", "perplexity", "no library", "same top-1", "tokens/s",
-        "parity",
-    ]  # fmt: skip
+    header = ["weights", "file MB", "weights MB", "vs fp32", "vs fp16", "perplexity", "top-1 as fp32",
+              "tokens/s", "parity", "no library"]  # fmt: skip
     verdict = "all models compute what PyTorch computes" if result.ok else "PARITY FAILED"
-    texts = [f"{_name(line.bits)}: {PROMPT} {' '.join(line.text.split())}" for line in result.lines]
+    texts = [f"{_name(line.bits)}: {' '.join((PROMPT + line.text).split())}" for line in result.lines]
+    legend = [
+        f"perplexity   over {result.tokens} held-out tokens; PyTorch fp32: {result.reference:.2f}",
+        "vs           weights alone; the file adds graph and alignment, which count in so small a model",
+        "parity       relative difference to PyTorch with the same dequantized weights",
+        "no library   RMS difference of a token's loss when plain onnxruntime runs the same file",
+    ]
     return "\n".join(
-        [
-            report.table(header, rows),
-            "",
-            f"perplexity of PyTorch fp32: {result.reference:.2f} over {result.tokens} held-out tokens;"
-            " 'no library': the same file in plain onnxruntime;",
-            "'vs': weights, this small graph itself is not counted; 'parity': relative difference to PyTorch"
-            " with the same dequantized weights.",
-            "",
-            *texts,
-            "",
-            f"{verdict}; {result.seconds:.0f} s",
-        ]
+        [report.table(header, rows), "", *legend, "", *texts, "", f"{verdict}; {result.seconds:.0f} s"]
     )
 
 
@@ -175,23 +177,21 @@ def _line(model: Path, output: Path, options: QuantizeOptions, speech: str, refe
     dense = bool(options.overrides)
     folder = output / ("fp32" if dense else f"q{options.bits}")
     exported = export(model, folder, options)
-    packed = evaluate.perplexity(folder, speech, reference.window)
-    portable = evaluate.perplexity(folder, speech, reference.window, with_library=False)
+    packed = evaluate.perplexity(folder, speech, CONTEXT, WINDOWS)
+    portable = evaluate.perplexity(folder, speech, CONTEXT, PORTABLE_WINDOWS, with_library=False)
+    difference = float(np.sqrt(np.square(packed.losses[: portable.tokens] - portable.losses).mean()))
     parity = None if dense else verify(folder, model)
     decoder = load(folder)
-    same = (
-        abs(packed.perplexity / portable.perplexity - 1) < 1e-3
-    )  # float32 sums in another order: about 1e-5
     return Line(
         bits=32 if dense else options.bits,
         file_bytes=exported.model_bytes,
         weight_bytes=_weight_bytes(folder),
         perplexity=packed.perplexity,
-        perplexity_portable=portable.perplexity,
+        portable_difference=difference,
         agreement=float((packed.guesses == reference.guesses).mean()),
         tokens_per_second=_speed(decoder),
         parity=None if parity is None else parity.relative,
-        ok=same and (parity is None or parity.ok),
+        ok=difference <= PORTABLE_TOLERANCE and (parity is None or parity.ok),
         text=decoder.generate(PROMPT, NEW_TOKENS, **SAMPLING),
     )
 

@@ -35,6 +35,7 @@ class Perplexity:
         window: tokens a window.
         top_1: share of tokens that the model's likeliest guess hits.
         guesses: the likeliest token at every predicted place, to compare models with each other.
+        losses: negative log-likelihood in nats at every predicted place, likewise.
     """
 
     perplexity: float
@@ -42,12 +43,11 @@ class Perplexity:
     window: int
     top_1: float
     guesses: NDArray[np.int64]
+    losses: NDArray[np.float64]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the guesses are left out."""
-        values = asdict(self)
-        del values["guesses"]
-        return values
+        """Plain values for JSON; what stands for every place is left out."""
+        return {name: value for name, value in asdict(self).items() if name not in ("guesses", "losses")}
 
 
 def perplexity(
@@ -102,6 +102,7 @@ def measure(
         window=window,
         top_1=float((all_guesses == truth).mean()),
         guesses=all_guesses,
+        losses=all_losses,
     )
 
 
