@@ -17,7 +17,7 @@ from bcq.packing import pack
 from nodes import activations, one_node, open_session, random_weight
 
 GetApi = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_uint32)  # addresses; callbacks cannot return pointers
-GetVersion = ctypes.CFUNCTYPE(ctypes.c_char_p)
+GetVersion = ctypes.CFUNCTYPE(ctypes.c_size_t)
 CreateStatus = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p)
 
 
@@ -49,7 +49,8 @@ def test_an_old_onnxruntime_gets_a_status_that_names_both_versions() -> None:
         asked.append(version)
         return ctypes.addressof(oldest) if version == 1 else 0
 
-    base = ApiBase(GetApi(get_api), GetVersion(lambda: b"1.20.1"))
+    version_text = ctypes.create_string_buffer(b"1.20.1")
+    base = ApiBase(GetApi(get_api), GetVersion(lambda: ctypes.addressof(version_text)))
     assert register(ctypes.byref(base)) == 1234
     assert asked == [contract.ORT_API_VERSION, 1]
     (_, message) = messages[0]
