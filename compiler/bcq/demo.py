@@ -25,8 +25,8 @@ PROMPT = "The people of the United States"
 CONTEXT = 256
 WINDOWS = 20  # of the held-out speech: half of it, so that all is done within a minute
 PORTABLE_WINDOWS = 4
-# One operator is within 1e-4 of exact arithmetic; after this model's 17 matrices that may add up to sqrt(17) * 1e-4
-# of the logits, whose size is about 5: 2e-3 nats.
+# One operator is within 1e-4 of exact arithmetic; this model's 17 products may add up to sqrt(17) * 1e-4 of
+# the logits, whose size is about 5: 2e-3 nats.
 PORTABLE_TOLERANCE = 2e-3
 NEW_TOKENS = 48
 SAMPLING = {"temperature": 0.5, "top_k": 20, "seed": 0}
@@ -114,13 +114,10 @@ def run(bits: Sequence[int], output: Path | None = None, progress: Progress = SI
 def torch_logits(model: Path) -> Logits:
     """The original model in PyTorch, float32, as a function from token ids to logits."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from bcq.frontends.weightless import quiet
+    from bcq.reference import original_model
 
-    with quiet():
-        module: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    module.eval()
+    module = original_model(model)
 
     def logits(tokens: Sequence[int]) -> NDArray[Any]:
         with torch.no_grad():
