@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization costs a real model, solver by solver: perplexity of a language model, cosine of an encoder.
+"""What quantization costs a real model: perplexity of a language model, or cosine of an encoder.
 
     python tools/quality.py MODEL --text test.txt --bits 1 2 3 4
     python tools/quality.py MODEL --sentences pairs.tsv --bits 2 3 4 --offset
 
-The weights are solved and dequantized in PyTorch; nothing is exported. Text may be xz-compressed. Linear layers only,
-unless ``--embeddings``.
+The weights are solved and dequantized in PyTorch; nothing is exported. Text may be xz-compressed. Linear layers
+only, unless ``--embeddings``.
 """
 
 from __future__ import annotations
@@ -106,22 +106,21 @@ def read_text(path: Path) -> str:
 
 
 def cut_windows(tokenizer: Any, text: str, width: int, count: int) -> torch.Tensor:
-    """Documents one after the other, each behind token 0, cut into windows: int64 ``[count, width]``."""
+    """``count`` windows spread evenly over the text, int64 ``[count, width]``; each document follows token 0."""
     tokens: list[int] = []
     for document in text.split("\n\n"):
         if document.strip():
-            tokens += [0, *tokenizer.encode(document, add_special_tokens=False)]
-        if len(tokens) >= width * count:
-            break
-    whole = min(count, len(tokens) // width)
-    return torch.tensor(tokens[: whole * width]).reshape(whole, width)
+            tokens += [0, *tokenizer.encode(document.strip(), add_special_tokens=False)]
+    whole = len(tokens) // width
+    windows = torch.tensor(tokens[: whole * width]).reshape(whole, width)
+    return windows[np.linspace(0, whole - 1, min(count, whole)).astype(int)]
 
 
 @torch.inference_mode()
 def perplexity(model: Any, windows: torch.Tensor) -> float:
-    """exp of the mean loss over tokens 2 to the last of each window."""
+    """The exponential of the mean loss over tokens 2 to the last of each window."""
     total = 0.0
-    for batch in windows.split(8):
+    for batch in torch.split(windows, 8):
         logits = model(batch).logits[:, :-1].flatten(0, 1)
         total += float(torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))

@@ -83,14 +83,17 @@ def select(groups: Groups, rows: NDArray[np.int64]) -> Groups:
 
 def assign(groups: Groups, coefficients: Float64) -> Assignment:
     """Gives each weight to its nearest level; coefficients ``[R, q]`` or, with an offset, ``[R, q + 1]``."""
-    levels = groups.table.levels(coefficients)
+    with np.errstate(invalid="ignore"):  # infinite coefficients are found by error()
+        levels = groups.table.levels(coefficients)
     reach = levels if groups.table.offset else np.abs(levels)
     order = np.argsort(reach, axis=1, kind="stable")
     order += _row_starts(order.shape)
     ascending = reach.ravel()[order]
     edges = np.empty((groups.rows, levels.shape[1] + 1), np.int64)
     edges[:, 0], edges[:, -1] = 0, groups.width
-    edges[:, 1:-1] = _count_below(groups.values, (ascending[:, 1:] + ascending[:, :-1]) / 2)
+    with np.errstate(invalid="ignore"):
+        thresholds = (ascending[:, 1:] + ascending[:, :-1]) / 2
+    edges[:, 1:-1] = _count_below(groups.values, thresholds)
     below = groups.prefix.ravel()[edges + _row_starts(groups.prefix.shape)]
     counts, sums = np.empty(levels.size), np.empty(levels.size)
     counts[order] = edges[:, 1:] - edges[:, :-1]

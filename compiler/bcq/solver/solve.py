@@ -56,8 +56,7 @@ def solve(
     def solve_rows(block: slice) -> None:
         dense = np.ascontiguousarray(weights[block], dtype=np.float32)
         _check_finite(dense, name, block.start)
-        signs, coefficients = _solve_block(dense, bits, group_size, method, offset)
-        _check_range(coefficients, name)
+        signs, coefficients = _solve_block(dense, bits, group_size, method, offset, name)
         words[:, block] = pack_bits(signs)
         alpha[:, block] = coefficients[..., :bits].transpose(2, 0, 1).astype(np.float16)
         if offsets is not None:
@@ -98,7 +97,7 @@ def rows_of(weight: BcqWeight, rows: slice) -> BcqWeight:
 
 
 def _solve_block(
-    dense: Float32, bits: int, group_size: int, method: str, offset: bool
+    dense: Float32, bits: int, group_size: int, method: str, offset: bool, name: str
 ) -> tuple[NDArray[np.uint8], Float64]:
     """Bits ``[q, n, K]`` and coefficients ``[n, G, q (+ 1)]``; a narrower last group is solved on its own."""
     rows, inputs = dense.shape
@@ -108,6 +107,7 @@ def _solve_block(
         if part.size:
             grouped = np.ascontiguousarray(part).reshape(-1, width)
             found = _coefficients(grouped, bits, method, offset)
+            _check_range(found, name)
             signs.append(_codes(grouped, found, bits, offset).reshape(bits, rows, -1))
             coefficients.append(found.reshape(rows, -1, found.shape[1]))
     return np.concatenate(signs, axis=2), np.concatenate(coefficients, axis=1)

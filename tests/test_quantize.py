@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model folder becomes a base: what is packed, what is copied, what is refused, and that bytes repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bcq import packing
+from bcq.base import QuantizedBase
+from bcq.checkpoint import SINGLE, Checkpoint
+from bcq.errors import BcqError
+from bcq.plan import QuantizeOptions
+from bcq.quantize import REPORT, plan, quantize
+from bcq.solver import relative_error
+
+WORDS = "transformer.wte.weight"
+ATTENTION = "transformer.h.0.attn.c_attn.weight"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=70, n_embd=64, n_layer=1, n_head=2, n_positions=16)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    return tmp_path / "model"
+
+
+def change(model: Path, name: str, value: torch.Tensor) -> None:
+    save_file({**load_file(model / SINGLE), name: value}, model / SINGLE)
+
+
+@pytest.mark.parametrize(
+    "options", [QuantizeOptions(bits=2, group_size=32, offset=True), QuantizeOptions(group_size=0)]
+)
+def test_matrices_are_packed_and_everything_else_is_copied(
+    model: Path, tmp_path: Path, options: QuantizeOptions
+) -> None:
+    base = quantize(model, tmp_path / "base", options)
+    dense = Checkpoint.open(model)
+    assert len(base.names()) == 6
+    assert set(base.names()) | set(base.dense_names()) == set(dense.names())
+    for name in base.dense_names():
+        assert base.checkpoint.raw(name) == dense.raw(name)
+        assert base.checkpoint.dtype(name) == dense.dtype(name)
+    weight = packing.unpack(base.packed(ATTENTION))
+    assert (weight.rows, weight.inputs, weight.bits) == (192, 64, options.bits)
+    assert (weight.offset is not None) == options.offset
+    reported = json.loads((tmp_path / "base" / REPORT).read_text())["matrices"]
+    error = next(entry["relative_error"] for entry in reported if entry["stored"] == ATTENTION)
+    assert error == relative_error(dense.read(ATTENTION).T, weight) < 0.2
+    assert (tmp_path / "base" / "tokenizer.json").is_file()
+    assert base.config["quantization_config"]["quant_method"] == "bcq"
+
+
+def test_a_tied_head_is_the_packed_embedding(model: Path, tmp_path: Path) -> None:
+    base = quantize(model, tmp_path / "base")
+    np.testing.assert_array_equal(base.packed("lm_head.weight").codes, base.packed(WORDS).codes)
+    assert base.find("transformer.ln_f.weight") is None
+
+
+def test_overrides_and_kept_embeddings_are_obeyed(model: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(bits=1, embeddings=False, overrides=("h.*.attn.*=2", "mlp.c_fc=keep"))
+    base = quantize(model, tmp_path / "base", options)
+    assert base.packed(ATTENTION).bits == 2
+    assert base.packed("transformer.h.0.mlp.c_proj.weight").bits == 1
+    assert {WORDS, "transformer.h.0.mlp.c_fc.weight"} <= set(base.dense_names())
+
+
+def test_the_plan_names_every_matrix_without_solving(model: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(bits=3, group_size=32, overrides=("wpe=keep",))
+    planned = plan(model, options)
+    base = quantize(model, tmp_path / "base", options)
+    assert len(planned) == 7
+    for matrix in planned:
+        if matrix.bits is not None:
+            assert matrix.packed_bytes == base.packed(matrix.stored).nbytes
+            assert matrix.dense_bytes == 4 * matrix.rows * matrix.inputs
+        else:
+            assert matrix.reason
+    assert next(matrix for matrix in planned if matrix.name == "transformer.wpe.weight").requested
+
+
+def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    first, second = quantize(model, tmp_path / "a"), quantize(model, tmp_path / "b")
+    assert first.base_hash == second.base_hash
+    for path in sorted((tmp_path / "a").rglob("*")):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", [ATTENTION, "transformer.ln_f.bias"])
+def test_a_weight_that_is_not_finite_is_named_and_the_old_base_stays(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    before = quantize(model, tmp_path / "base").base_hash
+    broken = load_file(model / SINGLE)[name].clone()
+    broken.view(-1)[3] = float("nan")
+    change(model, name, broken)
+    with pytest.raises(BcqError, match=name.replace(".", r"\.")) as caught:
+        quantize(model, tmp_path / "base")
+    assert caught.value.code == "E106"
+    assert QuantizedBase.open(tmp_path / "base").base_hash == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model"]
+
+
+def test_a_model_that_is_quantized_already_is_refused(model: Path, tmp_path: Path) -> None:
+    quantize(model, tmp_path / "base")
+    with pytest.raises(BcqError, match="quantized already") as caught:
+        quantize(tmp_path / "base", tmp_path / "again")
+    assert caught.value.code == "E401"
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(BcqError) as caught:
+        quantize(model, tmp_path / "base", QuantizeOptions(overrides=("h.*.mpl.*=4",)))
+    assert caught.value.code == "E201"
+    assert not (tmp_path / "base").exists()
+
+
+def test_progress_is_told_once_a_matrix(model: Path, tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    class Recorder:
+        def start(self, what: str, total: int) -> None:
+            told.append((what, total))
+
+        def step(self, name: str, detail: str = "") -> None:
+            told.append(name)
+
+        def done(self) -> None:
+            told.append("done")
+
+    quantize(model, tmp_path / "base", progress=Recorder())
+    assert told[0] == ("quantize", 6)
+    assert len(told) == 8
+    assert told[-1] == "done"
