@@ -54,7 +54,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="alpha: got float16"):
         BcqWeight(words, np.ones((2, 4, 3), np.float16), None, 64, 32)
     with pytest.raises(ValueError, match="offset: got float32"):
-        BcqWeight(words, np.ones((2, 4, 2), np.float16), np.ones((4, 2), np.float32), 64, 32)  # type: ignore[arg-type]
+        BcqWeight(words, np.ones((2, 4, 2), np.float16), np.ones((4, 2), np.float32), 64, 32)
     with pytest.raises(ValueError, match="words"):
         BcqWeight(words, np.ones((2, 4, 3), np.float16), None, 96, 32)
 

@@ -16,7 +16,7 @@ from bcq.checkpoint import SINGLE, Checkpoint
 from bcq.errors import BcqError
 from bcq.matrices import MatrixInfo, find_matrices
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
     "num_hidden_layers": 1,

@@ -4,8 +4,8 @@
     python tools/quality.py MODEL --text test.txt --bits 1 2 3 4
     python tools/quality.py MODEL --sentences pairs.tsv --bits 2 3 4 --offset
 
-The weights are solved and dequantized in PyTorch; nothing is exported. Text may be xz-compressed. Linear layers
-only, unless ``--embeddings``.
+The weights are solved and dequantized in PyTorch; nothing is exported. Text may be xz-compressed. Only linear
+layers, unless ``--embeddings``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def read_text(path: Path) -> str:
 
 
 def cut_windows(tokenizer: Any, text: str, width: int, count: int) -> torch.Tensor:
-    """``count`` windows spread evenly over the text, int64 ``[count, width]``; each document follows token 0."""
+    """``count`` windows spread evenly over the text, ``[count, width]``; each document follows token 0."""
     tokens: list[int] = []
     for document in text.split("\n\n"):
         if document.strip():
