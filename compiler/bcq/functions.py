@@ -2,9 +2,9 @@
 """The operators as model-local functions in standard ONNX operators, so that any runtime runs a packed file.
 
 A runtime that has the library uses its kernels; another one inlines these bodies. They follow
-``ops/README.md`` line by line. Only operators that every opset from ``MIN_OPSET`` on has appear, so a function
-can import the opset of the model that carries it, as ONNX demands. Bits are taken out of a word by shift and
-remainder; the empty ``offset`` becomes zeros by appending zeros and keeping the first ones.
+``ops/README.md`` line by line. Only operators that every opset from ``MIN_OPSET`` on has appear: a function can
+import the opset of the model that carries it, as ONNX demands. The empty ``offset`` becomes zeros by appending
+zeros and keeping the first ones.
 """
 
 from __future__ import annotations
@@ -18,33 +18,29 @@ from bcq import contract
 MIN_OPSET = 13
 CAST_LIKE_SINCE = 15
 
-# words [R, C, q], alpha [R, G, q], offsets [R, G] to W [R, K], for R rows of the matrix.
+# words [R, C, q], alpha [R, G, q], offsets [R, G] to W [R, K], for R rows of the matrix. A word is four bytes, a
+# byte selects eight signs from a table; all weights of a word share their alphas, since g is K or a multiple of
+# 32, so a small MatMul sums the planes. A runtime that folds constants keeps what every step makes: be brief.
 _DECODE = """
-    Kp = Mul (C, w32)
-    cut_bits = Concat <axis = 0> (zero, Kp, q)
-    columns = Unsqueeze (words, two)
-    shifted = BitShift <direction = "RIGHT"> (columns, places)
-    bits_ = Mod (shifted, base)
-    ones = Cast <to = 1> (bits_)
-    doubled = Mul (ones, f_two)
-    signs_padded = Sub (doubled, f_one)
-    signs_flat = Reshape (signs_padded, cut_bits)
-    signs = Slice (signs_flat, zero, k, one)
-    k_scalar = Squeeze (k)
-    inputs = Range (i_zero, k_scalar, i_one)
-    group_of = Div (inputs, g)
+    words_apart = Unsqueeze (words, two)
+    shifted = BitShift <direction = "RIGHT"> (words_apart, byte_places)
+    bytes = Mod (shifted, byte_base)
+    byte_index = Cast <to = 6> (bytes)
+    signs = Gather <axis = 0> (byte_signs, byte_index)
     alpha_f = Cast <to = 1> (alpha)
-    alpha_k = Gather <axis = 1> (alpha_f, group_of)
-    terms = Mul (signs, alpha_k)
-    summed = ReduceSum <keepdims = 0> (terms, two)
+    alpha_of_word = Gather <axis = 1> (alpha_f, group_of_word)
+    alpha_row = Unsqueeze (alpha_of_word, two_three)
+    summed = MatMul (alpha_row, signs)
     offset_f = Cast <to = 1> (offsets)
-    offset_k = Gather <axis = 1> (offset_f, group_of)
-    W = Add (summed, offset_k)
+    offset_of_word = Gather <axis = 1> (offset_f, group_of_word)
+    offset_apart = Unsqueeze (offset_of_word, two_to_four)
+    shifted_sum = Add (summed, offset_apart)
+    padded_shape = Concat <axis = 0> (zero, padded_k)
+    W_padded = Reshape (shifted_sum, padded_shape)
+    W = Slice (W_padded, zero, k, one)
 """
 
-_PLACES = ", ".join(map(str, range(contract.WORD_BITS)))
-
-# Attributes as tensors, and what follows from them: C chunks, G groups.
+# Attributes as tensors, and what follows from them: C, G, the group of each chunk, the signs of each byte.
 _CONSTANTS = f"""
     k_attribute = Constant <value_int: int = @K> ()
     n_attribute = Constant <value_int: int = @N> ()
@@ -53,24 +49,40 @@ _CONSTANTS = f"""
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
+    two_three = Constant <value_ints = [2, 3]> ()
+    two_to_four = Constant <value_ints = [2, 3, 4]> ()
     last = Constant <value_ints = [-1]> ()
-    tile = Constant <value_ints = [{contract.TILE_ROWS}]> ()
-    w32 = Constant <value_ints = [{contract.WORD_BITS}]> ()
-    w31 = Constant <value_ints = [{contract.WORD_BITS - 1}]> ()
-    i_zero = Constant <value_int = 0> ()
-    i_one = Constant <value_int = 1> ()
-    f_one = Constant <value_float = 1.0> ()
-    f_two = Constant <value_float = 2.0> ()
-    base = Constant <value = uint32[1] {{2}}> ()
-    places = Constant <value = uint32[{contract.WORD_BITS}, 1] {{{_PLACES}}}> ()
+    word = Constant <value_ints = [{contract.WORD_BITS}]> ()
+    word_less = Constant <value_ints = [{contract.WORD_BITS - 1}]> ()
     k = Reshape (k_attribute, one)
     n = Reshape (n_attribute, one)
     q = Reshape (q_attribute, one)
-    k_up = Add (k, w31)
-    C = Div (k_up, w32)
+    k_up = Add (k, word_less)
+    C = Div (k_up, word)
+    padded_k = Mul (C, word)
     k_less = Sub (k, one)
     g_less = Div (k_less, g)
     G = Add (g_less, one)
+    i_zero = Constant <value_int = 0> ()
+    i_word = Constant <value_int = {contract.WORD_BITS}> ()
+    first_inputs = Range (i_zero, k_attribute, i_word)
+    group_of_word = Div (first_inputs, g)
+    byte_places = Constant <value = uint32[4, 1] {{0, 8, 16, 24}}> ()
+    byte_base = Constant <value = uint32[1] {{256}}> ()
+    bit_places = Constant <value = uint32[8] {{0, 1, 2, 3, 4, 5, 6, 7}}> ()
+    bit_base = Constant <value = uint32[1] {{2}}> ()
+    f_one = Constant <value_float = 1.0> ()
+    f_two = Constant <value_float = 2.0> ()
+    i_one = Constant <value_int = 1> ()
+    i_bytes = Constant <value_int = 256> ()
+    byte_range = Range (i_zero, i_bytes, i_one)
+    all_bytes = Cast <to = 12> (byte_range)
+    bytes_apart = Unsqueeze (all_bytes, one)
+    byte_shifted = BitShift <direction = "RIGHT"> (bytes_apart, bit_places)
+    byte_bits = Mod (byte_shifted, bit_base)
+    byte_ones = Cast <to = 1> (byte_bits)
+    byte_doubled = Mul (byte_ones, f_two)
+    byte_signs = Sub (byte_doubled, f_one)
 """
 
 # tile16 to plain order, padding rows cut off: all_words [N, C, q], all_alpha [N, G, q], all_offsets [N, G].
