@@ -2,9 +2,9 @@
 """The operators as model-local functions in standard ONNX operators, so that any runtime runs a packed file.
 
 A runtime that has the library uses its kernels; another one inlines these bodies. They follow
-``ops/README.md`` line by line. Only operators that every opset from ``MIN_OPSET`` on has appear: a function can
-import the opset of the model that carries it, as ONNX demands. The empty ``offset`` becomes zeros by appending
-zeros and keeping the first ones.
+``ops/README.md`` line by line. Only operators that every opset from ``MIN_OPSET`` on has appear: a function
+can import the opset of the model that carries it, as ONNX demands. The empty ``offset`` becomes zeros by
+appending zeros and keeping the first ones.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from bcq import contract
 MIN_OPSET = 13
 CAST_LIKE_SINCE = 15
 
-# words [R, C, q], alpha [R, G, q], offsets [R, G] to W [R, K], for R rows of the matrix. A word is four bytes, a
-# byte selects eight signs from a table; all weights of a word share their alphas, since g is K or a multiple of
-# 32, so a small MatMul sums the planes. A runtime that folds constants keeps what every step makes: be brief.
+# words [R, C, q], alpha [R, G, q], offsets [R, G] to W [R, K], for R rows of the matrix. A word is four
+# bytes, a byte selects eight signs from a table; all weights of a word share their alphas, since g is K or
+# a multiple of 32, so a small MatMul sums the planes. A runtime that folds constants keeps what every step
+# makes: be brief.
 _DECODE = """
     words_apart = Unsqueeze (words, two)
     shifted = BitShift <direction = "RIGHT"> (words_apart, byte_places)
