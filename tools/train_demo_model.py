@@ -130,7 +130,8 @@ def new_copy_in_half(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Returns a float16 copy; the model in training keeps float32."""
     copy = GPT2LMHeadModel(model.config)
     copy.load_state_dict(model.state_dict())
-    return copy.half()
+    copy.half()
+    return copy
 
 
 def new_optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
@@ -153,7 +154,7 @@ def take_step(model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, rows: torch.
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return loss.item()
+    return float(loss.item())
 
 
 def train(recipe: Recipe, text: str, heldout: str, output: Path, save_every: int, minutes: float) -> None:
