@@ -15,6 +15,7 @@ from bcq.packing import PackedWeight
 
 MODEL_FILE = "model.onnx"
 _SUFFIX = ".codes"
+_SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _PARTS = ("codes", "alpha_1", "alpha_rest", "offset")
 
 
@@ -88,11 +89,19 @@ def _packed(node: ir.Node, constants: list[ir.TensorProtocol]) -> PackedWeight:
 def _gather_rows(nodes: list[ir.Node]) -> dict[str, int]:
     rows: dict[str, int] = {}
     for node in nodes:
-        indices = node.inputs[0]
-        if node.op_type == contract.GATHER.name and indices is not None and indices.is_graph_input():
+        name = _graph_input(node.inputs[0])
+        if node.op_type == contract.GATHER.name and name is not None:
             count = node.attributes.get_int("N", 0) or 0
-            rows[str(indices.name)] = min(count, rows.get(str(indices.name), count))
+            rows[name] = min(count, rows.get(name, count))
     return rows
+
+
+def _graph_input(value: ir.Value | None) -> str | None:
+    """The graph input that a value is, when only its type or shape was changed on the way."""
+    while value is not None and not value.is_graph_input():
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _SAME_VALUES else None
+    return None if value is None else value.name
 
 
 def _malformed(node: ir.Node, detail: str) -> InputError:

@@ -80,9 +80,9 @@ def substitute(model: ir.Model, weights: ExportedWeights) -> None:
     An exporter may have folded a transposition into a constant and lost its name; both directions are tried.
     """
     left = set(weights.packed)
-    heads = {name: weights.dequantized(name)[:_SAMPLE_ROWS] for name in weights.packed}
+    heads = first_rows(weights)
     for constant, tensor in _constants(model):
-        found = _nearest(tensor.numpy(), weights, heads)
+        found = nearest(tensor.numpy(), weights, heads)
         if found is not None:
             name, values = found
             left.discard(name)
@@ -128,6 +128,11 @@ def _shape(value: Any, past: int) -> list[int]:
     return [size if isinstance(size, int) else _BATCH if axis == 0 else free for axis, size in sizes]
 
 
+def first_rows(weights: ExportedWeights) -> dict[str, NDArray[np.float32]]:
+    """The first rows of every packed matrix, for `nearest`."""
+    return {name: weights.dequantized(name)[:_SAMPLE_ROWS] for name in weights.packed}
+
+
 def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Float matrices among the initializers."""
     for value in list(model.graph.initializers.values()):
@@ -136,7 +141,7 @@ def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
             yield value, tensor
 
 
-def _nearest(
+def nearest(
     matrix: NDArray[Any], weights: ExportedWeights, heads: dict[str, NDArray[np.float32]]
 ) -> tuple[str, NDArray[np.float32]] | None:
     """The packed matrix whose first rows are nearest to those of `matrix`, and its values, turned alike."""
