@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from bcq import contract
 from bcq.core import Core
@@ -142,6 +143,25 @@ def test_shapes_are_inferred_with_the_names_of_dynamic_dimensions(
     shape = open_session(model).get_outputs()[0].shape
     unknown = (None, -1)
     assert [None if size in unknown else size for size in shape] == expected
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_matmul_runs_inside_a_branch_with_weights_inside_or_outside_of_it(outside: bool) -> None:
+    weight = random_weight(50, 100, 3, 32, offset=True)
+    inner = one_node(MATMUL, weight, dims=("m",)).graph
+    result = [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["m", 50])]
+    then = helper.make_graph(inner.node, "then", [], result, [] if outside else inner.initializer)
+    other = helper.make_graph([helper.make_node("Identity", ["B"], ["Y"])], "other", [], result)
+    choice = helper.make_node("If", ["choice"], ["Z"], then_branch=then, else_branch=other)
+    inputs = [helper.make_tensor_value_info("choice", TensorProto.BOOL, []), *inner.input]
+    inputs.append(helper.make_tensor_value_info("B", TensorProto.FLOAT, ["m", 50]))
+    outputs = [helper.make_tensor_value_info("Z", TensorProto.FLOAT, ["m", 50])]
+    graph = helper.make_graph([choice], "g", inputs, outputs, inner.initializer if outside else [])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(contract.DOMAIN, 1)]
+    a = activations(2, 100)
+    feeds = {"choice": np.array(True), "A": a, "B": np.zeros((2, 50), np.float32)}
+    y = run_node(helper.make_model(graph, opset_imports=opsets, ir_version=10), feeds)
+    assert y.tobytes() == CORE.matmul(a, pack(weight)).tobytes()
 
 
 def test_two_sessions_of_one_process_keep_their_own_weights() -> None:

@@ -6,6 +6,9 @@
 
 #include "core/bcq_core.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -39,12 +42,17 @@ std::string known_names() {
 }  // namespace
 
 #if defined(__x86_64__) || defined(__i386__)
+// Half-precision conversion has no name in __builtin_cpu_supports before GCC 11: leaf 1, ECX bit 29.
+static bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1u) != 0;
+}
+
 uint32_t detect_cpu_flags() {
   __builtin_cpu_init();
   uint32_t flags = 0;
-  // GCC's names also check that the operating system saves the registers. F16C has no name before GCC 14, but every
-  // CPU with AVX2 has it (both came with or before Haswell, and with Excavator).
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) flags |= BCQ_CPU_AVX2;
+  // GCC's names also check that the operating system saves the registers.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) flags |= BCQ_CPU_AVX2;
   if (!(flags & BCQ_CPU_AVX2)) return flags;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
