@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A binary-coded weight, W = sum_i alpha_i B_i, in NumPy: the oracle that every other implementation meets."""
+"""A binary-coded weight, W = sum_i alpha_i B_i, in NumPy: the oracle of every other implementation."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def unpack_bits(words: Words, inputs: int) -> NDArray[np.uint8]:
 class BcqWeight:
     """One matrix ``[N, K]`` as bit planes and scaling factors, in plain order.
 
-    Source: Kwon et al. 2022 (arXiv 2210.03858), section 3, equation 1, with groups of g inputs and an optional
-    offset per group.
+    Source: Kwon et al. 2022 (arXiv 2210.03858), section 3, equation 1, with groups of g inputs and an
+    optional offset per group.
 
     Attributes:
         words: uint32 ``[q, N, ceil(K / 32)]``, packed by :func:`pack_bits`; 1 is +1 and 0 is -1.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain order to the ``tile16`` layout of ``ops/README.md`` and back: two functions, inverse of each other."""
+"""Plain order to the ``tile16`` layout of ``ops/README.md`` and back: inverse of each other."""
 
 from __future__ import annotations
 
