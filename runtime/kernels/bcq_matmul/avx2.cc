@@ -38,6 +38,13 @@ struct Outputs {
   __m256 rows[2];
 };
 
+inline Outputs load(const float* y) { return {{_mm256_load_ps(y), _mm256_load_ps(y + 8)}}; }
+
+inline void store(float* y, const Outputs& outputs) {
+  _mm256_store_ps(y, outputs.rows[0]);
+  _mm256_store_ps(y + 8, outputs.rows[1]);
+}
+
 inline __m256 eight_halves(const uint16_t* values) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
 }
@@ -81,9 +88,11 @@ struct Pending {
   int64_t count;
 };
 
-inline void add_pending(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile, Pending& pending,
-                        Outputs& y) {
+// Not inlined: compilers would keep its constants in registers during the look-ups, which need all of them.
+__attribute__((noinline)) void add_pending(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile,
+                                           Pending& pending, float* outputs) {
   const Merged* merged = pending.merged;
+  Outputs y = load(outputs);
   for (int64_t i = 0; i < pending.count; ++i) {
     const T16Block& block = pending.blocks[i];
     const int64_t cell = tile * plan.groups + block.group;
@@ -93,11 +102,12 @@ inline void add_pending(const MatMulProblem& p, const T16Plan& plan, const T16Ro
     add_block_offset(p, row, block, cell, y);
   }
   pending.count = 0;
+  store(outputs, y);
 }
 
-Outputs tile_for_one(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile) {
+void tile_for_one(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile, float* y) {
   const int64_t room = kMaxBits / p.bits;
-  Outputs y = {};
+  store(y, Outputs{});
   Pending pending;
   pending.count = 0;
   for_each_block(plan, [&](const T16Block& block) {
@@ -114,18 +124,17 @@ Outputs tile_for_one(const MatMulProblem& p, const T16Plan& plan, const T16Row& 
     if (pending.count == room) add_pending(p, plan, row, tile, pending, y);
   });
   add_pending(p, plan, row, tile, pending, y);
-  return y;
 }
 
-// Several rows of A share the decoded indexes. Every row sees the same arithmetic in the same order as alone.
+// Several rows of A share the indexes. Every row sees the same arithmetic in the same order as alone.
 template <int chunks>
 inline void add_block(const MatMulProblem& p, const T16Row* rows, int64_t count, const T16Block& block,
                       const uint32_t* line, int64_t cell, Outputs* y) {
   for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows) {
-    Indexes indexes[chunks];
-    for (int c = 0; c < chunks; ++c) indexes[c] = indexes_of(line + c * p.bits * kTileRows);
+    LineNibbles lines[chunks];
+    for (int c = 0; c < chunks; ++c) lines[c] = nibbles_of(line + c * p.bits * kTileRows);
     for (int64_t i = 0; i < count; ++i) {
-      const Merged merged = look_up_block<chunks>(FromBuffer{indexes}, first_table(rows[i], block));
+      const Merged merged = look_up_block<chunks>(FromBuffer{lines}, first_table(rows[i], block));
       add_scaled(y[i], t16_alpha(p, cell, plane), rows[i].scale[block.number], exact_sums(merged, chunks));
     }
   }
@@ -148,13 +157,10 @@ void tile_for_many(const MatMulProblem& p, const T16Plan& plan, const T16Row* ro
 }
 
 void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t tile, float* y) {
+  if (set.count == 1) return tile_for_one(p, plan, set.rows[0], tile, y);
   Outputs outputs[kRowsAtOnce] = {};
-  if (set.count == 1) outputs[0] = tile_for_one(p, plan, set.rows[0], tile);
-  else tile_for_many(p, plan, set.rows, set.count, tile, outputs);
-  for (int64_t i = 0; i < set.count; ++i) {
-    _mm256_store_ps(y + i * kTileRows, outputs[i].rows[0]);
-    _mm256_store_ps(y + i * kTileRows + 8, outputs[i].rows[1]);
-  }
+  tile_for_many(p, plan, set.rows, set.count, tile, outputs);
+  for (int64_t i = 0; i < set.count; ++i) store(y + i * kTileRows, outputs[i]);
 }
 
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {

@@ -26,11 +26,6 @@ constexpr int kHighBytes = 128;
 
 // ---- indexes: the nibbles of one line ----
 
-// The nibbles of one line: X even, X odd, Y even, Y odd. Rows lie in the order 0-3, 8-11, 4-7, 12-15.
-struct Indexes {
-  __m256i nibbles[4];
-};
-
 inline __m256i four_rows(const uint32_t* words) {
   // Lane 0: byte 0 of four rows twice, byte 2 twice; lane 1: bytes 1 and 3.
   const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 0, 4, 8, 12, 2, 6, 10, 14, 2, 6, 10, 14,  //
@@ -39,28 +34,59 @@ inline __m256i four_rows(const uint32_t* words) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), order);
 }
 
-inline Indexes indexes_of(const uint32_t* line) {
+// Rows lie in the order 0-3, 8-11, 4-7, 12-15.
+struct Line {
+  __m256i x;
+  __m256i y;
+};
+
+inline Line load_line(const uint32_t* line) {
   _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
   const __m256i first = _mm256_blend_epi32(four_rows(line), four_rows(line + 8), 0xaa);
   const __m256i second = _mm256_blend_epi32(four_rows(line + 4), four_rows(line + 12), 0xaa);
-  const __m256i x = _mm256_unpacklo_epi64(first, second);
-  const __m256i y = _mm256_unpackhi_epi64(first, second);
-  const __m256i nibble = _mm256_set1_epi8(0x0f);
-  return {{_mm256_and_si256(x, nibble), _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble),
-           _mm256_and_si256(y, nibble), _mm256_and_si256(_mm256_srli_epi16(y, 4), nibble)}};
+  return {_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second)};
 }
 
-// Where a block's indexes come from: straight from the codes, or decoded before for several rows of A.
+// Indexes of the even and the odd quads of X or Y.
+struct Nibbles {
+  __m256i even;
+  __m256i odd;
+};
+
+inline Nibbles split(__m256i bytes) {
+  const __m256i nibble = _mm256_set1_epi8(0x0f);
+  return {_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble)};
+}
+
+// Where the indexes of a block come from: straight from the codes, or split before for several rows of A. Y is split
+// only when X is done with, which saves registers.
 struct FromCodes {
-  const uint32_t* line;
+  const uint32_t* first;
   int64_t stride;
-  Indexes operator()(int chunk) const { return indexes_of(line + chunk * stride); }
+  Line line(int chunk) const { return load_line(first + chunk * stride); }
+  static Nibbles x(const Line& line) { return split(line.x); }
+  static Nibbles y(Line& line) {
+    asm("" : "+x"(line.y));
+    return split(line.y);
+  }
+};
+
+struct LineNibbles {
+  Nibbles x;
+  Nibbles y;
 };
 
 struct FromBuffer {
-  const Indexes* buffer;
-  const Indexes& operator()(int chunk) const { return buffer[chunk]; }
+  const LineNibbles* lines;
+  const LineNibbles& line(int chunk) const { return lines[chunk]; }
+  static const Nibbles& x(const LineNibbles& line) { return line.x; }
+  static const Nibbles& y(const LineNibbles& line) { return line.y; }
 };
+
+inline LineNibbles nibbles_of(const uint32_t* line) {
+  const Line bytes = load_line(line);
+  return {split(bytes.x), split(bytes.y)};
+}
 
 // ---- look-ups ----
 
@@ -86,27 +112,29 @@ inline __m256i look_up(const uint8_t* table, __m256i index) {
   return _mm256_shuffle_epi8(_mm256_load_si256(reinterpret_cast<const __m256i*>(table)), index);
 }
 
-// Four look-ups: adds their bytes to sum and returns their average.
-inline __m256i look_up_four(const uint8_t* table, const Indexes& index, __m256i& sum) {
-  const __m256i a = look_up(table, index.nibbles[0]);
-  const __m256i b = look_up(table + 32, index.nibbles[1]);
-  add_now(sum, _mm256_add_epi8(a, b));
-  const __m256i c = look_up(table + 64, index.nibbles[2]);
-  const __m256i d = look_up(table + 96, index.nibbles[3]);
-  add_now(sum, _mm256_add_epi8(c, d));
-  return _mm256_avg_epu8(_mm256_avg_epu8(a, b), _mm256_avg_epu8(c, d));
+// Two look-ups: adds their bytes to sum and returns their average.
+inline __m256i look_up_pair(const uint8_t* table, const Nibbles& index, __m256i& sum) {
+  const __m256i even = look_up(table, index.even);
+  const __m256i odd = look_up(table + 32, index.odd);
+  add_now(sum, _mm256_add_epi8(even, odd));
+  return _mm256_avg_epu8(even, odd);
 }
 
-template <typename Source>
-inline Averages chunk_averages(const Source& source, const uint8_t* tables, int chunk, ByteSums& sums) {
-  const Indexes& index = source(chunk);
-  const uint8_t* table = tables + size_t(chunk) * kTableBytes;
-  const __m256i low = look_up_four(table, index, sums.low);
-  return {low, look_up_four(table + 128, index, sums.high)};
+inline Averages look_up_both(const uint8_t* table, const Nibbles& index, ByteSums& sums) {
+  const __m256i low = look_up_pair(table, index, sums.low);
+  return {low, look_up_pair(table + kHighBytes, index, sums.high)};
 }
 
 inline Averages average(const Averages& a, const Averages& b) {
   return {_mm256_avg_epu8(a.low, b.low), _mm256_avg_epu8(a.high, b.high)};
+}
+
+template <typename Source>
+inline Averages chunk_averages(const Source& source, const uint8_t* tables, int chunk, ByteSums& sums) {
+  auto&& line = source.line(chunk);
+  const uint8_t* table = tables + size_t(chunk) * kTableBytes;
+  const Averages x = look_up_both(table, Source::x(line), sums);
+  return average(x, look_up_both(table + 64, Source::y(line), sums));
 }
 
 // [a's lane 0 | b's lane 0] and [a's lane 1 | b's lane 1], the latter with its lanes exchanged: what is combined next
@@ -153,6 +181,7 @@ inline Merged look_up_block(const Source& source, const uint8_t* tables) {
   ByteSums sums = {zero, zero};
   Averages front = chunk_averages(source, tables, 0, sums);
   front = average(front, chunks > 1 ? chunk_averages(source, tables, 1, sums) : none);
+  asm("" : "+x"(front.low), "+x"(front.high));  // nothing of these chunks may wait for the next ones
   Averages back = none;
   if (chunks > 2) {
     back = chunk_averages(source, tables, 2, sums);

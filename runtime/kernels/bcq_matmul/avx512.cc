@@ -100,24 +100,30 @@ inline void add_plane(const MatMulProblem& p, const T16Row* rows, const T16Block
   }
 }
 
+// y += offset * (sum of the block's activations)
+template <int count>
+inline void add_offset(const T16Row* rows, const T16Block& block, const uint16_t* offset, __m512* y) {
+  const __m512 factors = sixteen_halves(offset);
+  for (int i = 0; i < count; ++i) y[i] = _mm512_fmadd_ps(factors, _mm512_set1_ps(rows[i].sum[block.number]), y[i]);
+}
+
 // ---- tiles ----
 
 // One tile for `count` rows of A: every row sees the same arithmetic in the same order as alone.
 template <int count>
 void compute_rows(const MatMulProblem& p, const T16Plan& plan, const T16Row* rows, int64_t tile, float* outputs) {
-  __m512 y[count];
-  for (int i = 0; i < count; ++i) y[i] = _mm512_setzero_ps();
+  for (int i = 0; i < count; ++i) _mm512_storeu_ps(outputs + i * kTileRows, _mm512_setzero_ps());
   for_each_block(plan, [&](const T16Block& block) {
     const uint32_t* line = first_line(p, plan, block, tile);
     const int64_t cell = tile * plan.groups + block.group;
+    __m512 y[count];
+    for (int i = 0; i < count; ++i) y[i] = _mm512_loadu_ps(outputs + i * kTileRows);
     for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows) {
       add_plane<count>(p, rows, block, line, t16_alpha(p, cell, plane), y);
     }
-    if (!p.offset) return;
-    const __m512 offset = sixteen_halves(p.offset + cell * kTileRows);
-    for (int i = 0; i < count; ++i) y[i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(rows[i].sum[block.number]), y[i]);
+    if (p.offset) add_offset<count>(rows, block, p.offset + cell * kTileRows, y);
+    for (int i = 0; i < count; ++i) _mm512_storeu_ps(outputs + i * kTileRows, y[i]);
   });
-  for (int i = 0; i < count; ++i) _mm512_storeu_ps(outputs + i * kTileRows, y[i]);
 }
 
 void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t tile, float* y) {
