@@ -20,7 +20,7 @@ from bcq.frontends.architectures import Architecture, architecture_of
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
 
-def weightless_model(folder: Path) -> tuple[nn.Module, Architecture]:
+def weightless_model(folder: Path) -> tuple[Any, Architecture]:
     """Builds the model of a folder without its weights.
 
     Buffers (rotary frequencies and the like) are real; parameters are float32 zeros expanded to their shapes,
