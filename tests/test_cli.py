@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,6 +68,17 @@ def test_every_verb_has_help_with_examples(name: str, capsys: pytest.CaptureFixt
     assert "examples:" in text
     assert f"bcq {name}" in text
     assert all(flag in text for flag in ("--json", "--quiet", "--debug"))
+
+
+def test_every_command_line_in_help_and_readme_is_valid() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    texts = [cli.EPILOG, *(verb.EXAMPLES for verb in VERBS), readme.read_text(encoding="utf-8")]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    commands = [line for line in lines if line.startswith("bcq ")]
+    assert len(commands) > 25
+    for command in commands:
+        words = shlex.split(re.split(r" {5,}", command)[0], comments=True)
+        assert cli.parser().parse_args(words[1:]).command == words[1], command
 
 
 def test_help_imports_nothing_heavy_and_is_quick() -> None:
@@ -271,10 +284,10 @@ def test_an_error_with_json_is_an_object_too(tmp_path: Path, capsys: pytest.Capt
 
 
 def raises(error: BaseException) -> Any:
-    def planned_matrices(*arguments: object) -> None:
+    def failing(*arguments: object, **options: object) -> None:
         raise error
 
-    return planned_matrices
+    return failing
 
 
 @pytest.mark.parametrize(
@@ -328,6 +341,17 @@ def test_what_libraries_print_does_not_reach_standard_output(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["matrices"] == []
     assert "hello" in captured.err
+
+
+def test_a_bar_is_closed_before_an_error_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="rich comes with the extra `compile`")
+    closed = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("bcq.progress.RichBar.done", lambda bar: closed.append(bar))
+    monkeypatch.setattr("bcq.evaluate.perplexity", raises(RuntimeError()))
+    (tmp_path / "text").write_text("a")
+    assert cli.main(["eval", "out", "--text", str(tmp_path / "text")]) == 1
+    assert len(closed) == 1
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

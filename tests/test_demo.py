@@ -164,6 +164,18 @@ def test_a_base_is_exported_as_it_is_and_takes_no_options(
     assert (answer["packed"], answer["total"], answer["kind"]) == (18, 18, "decoder")
 
 
+def test_the_python_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "gpt2").symlink_to(DEMO)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_running_an_export_imports_no_torch(out: Path) -> None:
     import subprocess
 

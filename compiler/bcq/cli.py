@@ -105,7 +105,8 @@ def _run(words: list[str]) -> int:
         return int(leave.code or 0)
     arguments.words = words
     arguments.out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print, results go to `out`
+    with contextlib.ExitStack() as arguments.cleanup:
+        arguments.cleanup.enter_context(contextlib.redirect_stdout(sys.stderr))  # results go to `out`
         code: int = arguments.run(arguments)
     arguments.out.flush()
     return code

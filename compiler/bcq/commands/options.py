@@ -74,9 +74,12 @@ def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
 
 def progress(arguments: argparse.Namespace) -> Progress:
     """Bars, plain lines or silence, as terminal and --quiet ask for."""
-    from bcq.progress import choose
+    from bcq.progress import RichBar, choose
 
-    return choose(quiet=arguments.quiet)
+    chosen = choose(quiet=arguments.quiet)
+    if isinstance(chosen, RichBar):
+        arguments.cleanup.callback(chosen.done)  # an error must find the terminal as it was
+    return chosen
 
 
 def emit(arguments: argparse.Namespace, data: dict[str, Any], text: str, result: bool = True) -> None:

@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Generates and prints prompt and continuation."""
+    """Prints the prompt, if it is text, and each piece of the continuation as soon as it is there."""
     prompt: str | Sequence[int] = (
         arguments.prompt if arguments.tokens is None else parse_tokens(arguments.tokens)
     )
@@ -47,10 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = load(arguments.folder)
     began = time.monotonic()
-    continuation = model.generate(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
-    seconds = time.monotonic() - began
-    data = {"prompt": prompt, "continuation": continuation, "seconds": seconds}
-    emit(arguments, data, as_text(prompt, continuation))
+    pieces: list[str | int] = []
+    if not arguments.json:
+        print(arguments.prompt or "", end="", file=arguments.out, flush=True)
+    for piece in model.stream(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments)):
+        if not arguments.json:
+            print(piece if isinstance(piece, str) else f"{piece} ", end="", file=arguments.out, flush=True)
+        pieces.append(piece)
+    continuation = "".join(map(str, pieces)) if isinstance(prompt, str) else pieces
+    data = {"prompt": prompt, "continuation": continuation, "seconds": time.monotonic() - began}
+    emit(arguments, data, "")
     return 0
 
 
@@ -70,10 +76,3 @@ def parse_tokens(text: str) -> list[int]:
         return [int(entry) for entry in text.replace(",", " ").split()]
     except ValueError as error:
         raise UsageError("E202", f"--tokens {text!r}: expected numbers separated by commas.") from error
-
-
-def as_text(prompt: str | Sequence[int], continuation: str | Sequence[int]) -> str:
-    """Prompt and continuation as one text, or the new token ids."""
-    if isinstance(prompt, str) and isinstance(continuation, str):
-        return prompt + continuation
-    return ",".join(str(token) for token in continuation)
