@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import resource
 import shlex
 import shutil
@@ -77,7 +76,7 @@ def test_every_command_line_in_help_and_readme_is_valid() -> None:
     commands = [line for line in lines if line.startswith("bcq ")]
     assert len(commands) > 25
     for command in commands:
-        words = shlex.split(re.split(r" {5,}", command)[0], comments=True)
+        words = shlex.split(command, comments=True)
         assert cli.parser().parse_args(words[1:]).command == words[1], command
 
 

@@ -24,10 +24,10 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 EPILOG = """\
 examples:
-  bcq demo                                              the whole chain on the model that ships with bcq
-  bcq inspect MODEL                                     what would be packed, and what not and why
-  bcq export MODEL -o out --bits 3 --group-size 128     model folder or .onnx file -> packed ONNX
-  bcq verify out --against MODEL                        same results as PyTorch?
+  bcq demo                                             # the whole chain on the model that ships with bcq
+  bcq inspect MODEL                                    # what would be packed, and what not and why
+  bcq export MODEL -o out --bits 3 --group-size 128    # model folder or .onnx file -> packed ONNX
+  bcq verify out --against MODEL                       # same results as PyTorch?
 
 exit codes: 0 good, 2 usage, 3 input, 4 unsupported, 5 parity, 6 resources, 1 a bug in bcq"""
 
