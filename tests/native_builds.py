@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles kernels in other ways than the installed library: emulated, or only to look at the machine code."""
+"""Compiles kernels in other ways than the installed library: emulated, or to look at the machine code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compile_object(source: Path, target: Path, flags: tuple[str, ...], with_comp
 
 
 def emulated_library(folder: Path) -> Path:
-    """A library whose AVX-512 kernel runs on any CPU with AVX2, through SIMDe; skips where SIMDe is missing."""
+    """A library whose AVX-512 kernel runs on any CPU with AVX2, by SIMDe; skips where SIMDe is missing."""
     if not Path("/usr/include/simde/x86/avx512.h").is_file():
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
     header = ("-include", str(NATIVE / "avx512_emulated.h"))

@@ -64,4 +64,7 @@ def test_the_largest_signed_sums_do_not_wrap(emulated: Core) -> None:
     weight = pack(random_weight(32, 128, 2, 128))
     for a in (np.full((1, 128), 3.0, np.float32), np.full((1, 128), -3.0, np.float32)):
         exact = product(a, random_weight(32, 128, 2, 128))
-        assert np.abs(emulated.matmul(a, weight, kernel=KERNEL) - exact).max() <= NEAR_EXACT * np.abs(exact).max()
+        assert (
+            np.abs(emulated.matmul(a, weight, kernel=KERNEL) - exact).max()
+            <= NEAR_EXACT * np.abs(exact).max()
+        )

@@ -51,13 +51,19 @@ struct Indexes {
   __m512i odd;
 };
 
+// From one variable, GCC 12 would copy the line to the stack and read it twice from there.
+inline __m512i load_again(const uint32_t* line) {
+  asm("" : "+r"(line));
+  return _mm512_loadu_si512(line);
+}
+
 inline Indexes indexes_of(const uint32_t* line) {
   _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T1);
   const __m512i words = _mm512_loadu_si512(line);
   const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
   const __m512i quads = _mm512_set1_epi32(0x30201000);
   // A product moves the high nibbles down on another port than a shift would.
-  const __m512i moved = _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 12));
+  const __m512i moved = _mm512_mulhi_epu16(_mm512_set1_epi16(1 << 12), load_again(line));
   return {_mm512_ternarylogic_epi32(words, nibble, quads, 0xea), _mm512_ternarylogic_epi32(moved, nibble, quads, 0xea)};
 }
 

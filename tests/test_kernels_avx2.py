@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AVX2 look-up kernel: blocks of one to four chunks, outliers, extreme magnitudes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bcq import contract
+from bcq.core import Core
+from bcq.packing import pack
+from nodes import activations, product, random_weight
+
+KERNEL = "avx2_t16"
+CORE = Core.load()
+ROWS = {row.name: row for row in CORE.kernels(contract.MATMUL.name)}
+
+pytestmark = pytest.mark.skipif(
+    KERNEL not in ROWS or bool(ROWS[KERNEL].flags & ~CORE.detected_flags()), reason="this CPU has no AVX2"
+)
+
+
+def relative_error(a: np.ndarray, bits: int, rows: int, group: int) -> float:
+    """Root mean square over all outputs, against float64."""
+    weight = random_weight(rows, a.shape[1], bits, group)
+    exact = product(a, weight)
+    return float(np.linalg.norm(CORE.matmul(a, pack(weight), kernel=KERNEL) - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 160, 1000])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
+def test_outliers_keep_the_near_exact_error_for_blocks_of_any_length(group: int, bits: int) -> None:
+    # Entries are rounded to s = m / 32767, m the largest sum of four |a| of a block: an error of s / sqrt(12)
+    # for each of its 32 quads, against an output of about |a| of the block times the same alpha. m <= 2 |a|, so
+    # the ratio is at most 2 sqrt(32 / 12) / 32767 = 1.0e-4, when four equal activations outweigh all others.
+    a = activations(5, 1000)
+    outliers = np.random.default_rng(3).random(a.shape) < 0.01
+    a[outliers] *= 50
+    assert relative_error(a, bits, 100, group) <= 1e-4
+
+
+def test_four_equal_activations_in_a_block_of_zeros_are_the_worst_case_and_stay_within_it() -> None:
+    a = np.zeros((1, 128), np.float32)
+    a[0, 40:44] = 1.7
+    assert relative_error(a, 3, 256, 128) <= 1e-4
+
+
+@pytest.mark.parametrize("scale", [3e38, 1e35, 1e-35, 1e-42])
+def test_magnitudes_at_the_ends_of_float32_are_computed_without_overflow(scale: float) -> None:
+    a = np.sign(activations(3, 256)) * np.float32(scale)
+    weight = random_weight(40, 256, 2, 128)
+    exact = product(a, weight)
+    y = CORE.matmul(a, pack(weight), kernel=KERNEL)
+    fits = np.abs(exact) < np.finfo(np.float32).max
+    step = 2.0**-149  # of subnormal results
+    assert (np.abs(y - exact)[fits] <= 1e-4 * np.abs(exact).max() + step).all()
+    assert np.isinf(y[~fits]).all()
+
+
+def test_rows_of_very_different_magnitude_do_not_disturb_each_other() -> None:
+    a = activations(20, 256)
+    a[::3] *= np.float32(1e37)
+    a[1::3] *= np.float32(1e-30)
+    weight = pack(random_weight(40, 256, 3, 64))
+    batch = CORE.matmul(a, weight, kernel=KERNEL)
+    alone = [CORE.matmul(row[None], weight, kernel=KERNEL)[0] for row in a]
+    assert np.stack(alone).tobytes() == batch.tobytes()
+
+
+def test_zero_activations_give_zeros() -> None:
+    y = CORE.matmul(np.zeros((2, 100), np.float32), pack(random_weight(33, 100, 3, 32)), kernel=KERNEL)
+    assert not y.any()
+
+
+def test_float32_on_request_is_not_left_to_the_tables() -> None:
+    flags = ROWS[KERNEL].flags
+    assert CORE.select_matmul(bits=3, flags=flags) == KERNEL
+    assert CORE.select_matmul(bits=3, flags=flags, accuracy_level=1) != KERNEL
