@@ -59,5 +59,9 @@ def text(result: ParityResult) -> str:
     for name, value in (result.original or {}).items():
         lines.append(f"{name.replace('_', ' ')} against the unquantized weights  {value:.4g}")
     for layer in result.layers:
-        lines.append("  ".join(f"{key} {value}" for key, value in layer.items()))
+        lines.append("  ".join(f"{key} {_short(value)}" for key, value in layer.items()))
     return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else str(value)
