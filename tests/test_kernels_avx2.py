@@ -32,7 +32,7 @@ def relative_error(a: np.ndarray, bits: int, rows: int, group: int) -> float:
 def test_outliers_keep_the_near_exact_error_for_blocks_of_any_length(group: int, bits: int) -> None:
     # Entries are rounded to s = m / 32767, m the largest sum of four |a| of a block: an error of s / sqrt(12)
     # for each of its 32 quads, against an output of about |a| of the block times the same alpha. m <= 2 |a|,
-    # so the ratio is at most 2 sqrt(32 / 12) / 32767 = 1.0e-4, when four equal activations outweigh all others.
+    # the ratio is at most 2 sqrt(32 / 12) / 32767 = 1.0e-4, when four equal activations outweigh the rest.
     a = activations(5, 1000)
     outliers = np.random.default_rng(3).random(a.shape) < 0.01
     a[outliers] *= 50
