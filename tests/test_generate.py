@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation and sampling, on a stand-in session whose next token is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bcq.errors import InputError, UnsupportedError, UsageError
+from bcq.generate import Model, load
+
+VOCABULARY, END = 10, 9
+
+
+class Counting:
+    """Answers each token with the next number, and keeps what it was fed."""
+
+    def __init__(self, positions: bool = True) -> None:
+        self.feeds: list[dict[str, NDArray[Any]]] = []
+        cache = [f"past_key_values.0.{part}" for part in ("key", "value")]
+        integers = ["input_ids", "attention_mask", *(["position_ids"] if positions else [])]
+        self.inputs = [
+            SimpleNamespace(name=name, type="tensor(int64)", shape=["b", "s"]) for name in integers
+        ]
+        self.inputs += [SimpleNamespace(name=n, type="tensor(float)", shape=["b", 2, "p", 4]) for n in cache]
+
+    def get_inputs(self) -> list[Any]:
+        return self.inputs
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("logits", "present.0.key", "present.0.value")]
+
+    def run(self, names: None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        self.feeds.append(feeds)
+        tokens = feeds["input_ids"]
+        past = feeds["past_key_values.0.key"]
+        present = np.concatenate([past, np.zeros((*past.shape[:2], tokens.shape[1], 4), np.float32)], axis=2)
+        return [np.eye(VOCABULARY, dtype=np.float32)[(tokens + 1) % VOCABULARY], present, present]
+
+
+def model(session: Counting, context: int = 32, folder: Path = Path()) -> Model:
+    described = {"context_length": context, "vocab_size": VOCABULARY, "eos_token_id": END}
+    return Model(folder, session, {"model": described})
+
+
+def test_greedy_tokens_follow_the_largest_logit() -> None:
+    assert model(Counting()).generate([2, 3], max_new_tokens=4) == [4, 5, 6, 7]
+
+
+def test_generation_stops_at_the_end_token_and_leaves_it_out() -> None:
+    assert model(Counting()).generate([6], max_new_tokens=20) == [7, 8]
+
+
+def test_the_prompt_runs_once_and_then_each_token_alone_with_the_cache() -> None:
+    session = Counting()
+    model(session).generate([1, 2, 3], max_new_tokens=3)
+    assert [feeds["input_ids"].shape for feeds in session.feeds] == [(1, 3), (1, 1), (1, 1)]
+    assert [feeds["past_key_values.0.key"].shape[2] for feeds in session.feeds] == [0, 3, 4]
+    assert [feeds["attention_mask"].shape[1] for feeds in session.feeds] == [3, 4, 5]
+    assert session.feeds[-1]["position_ids"].tolist() == [[4]]
+
+
+def test_a_model_without_position_inputs_gets_none() -> None:
+    session = Counting(positions=False)
+    model(session).generate([1], max_new_tokens=1)
+    assert "position_ids" not in session.feeds[0]
+
+
+def test_streaming_gives_the_same_tokens_one_at_a_time() -> None:
+    stream = model(Counting()).stream([2], max_new_tokens=3)
+    assert next(stream) == 3
+    assert list(stream) == [4, 5]
+
+
+def test_asking_for_no_tokens_runs_nothing() -> None:
+    session = Counting()
+    assert model(session).generate([2], max_new_tokens=0) == []
+    assert session.feeds == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "reason"),
+    [
+        ([], 1, "empty"),
+        ([10], 1, "token id 10, expected 0 to 9"),
+        ([-1], 1, "token id -1"),
+        ([1], -1, "max_new_tokens"),
+        ([1, 2], 31, "32 positions"),
+    ],
+)
+def test_a_prompt_that_cannot_run_is_refused_before_any_work(
+    prompt: list[int], count: int, reason: str
+) -> None:
+    session = Counting()
+    with pytest.raises(UsageError, match=reason) as caught:
+        model(session).generate(prompt, max_new_tokens=count)
+    assert caught.value.code == "E202"
+    with pytest.raises(UsageError):
+        model(session).stream(prompt, max_new_tokens=count)
+    assert session.feeds == []
+
+
+def test_a_text_prompt_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        model(Counting(), folder=tmp_path).generate("text")
+
+
+def test_text_in_gives_text_out_and_streams_whole_characters(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    pieces = {character: number for number, character in enumerate("abcdefghij")}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(pieces, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    made.decoder = tokenizers.decoders.Fuse()
+    made.save(str(tmp_path / "tokenizer.json"))
+    text = model(Counting(), folder=tmp_path)
+    assert text.generate("bc", max_new_tokens=3) == "def"
+    assert list(text.stream("bc", max_new_tokens=3)) == ["d", "e", "f"]
+
+
+def test_loading_a_folder_that_is_not_there_or_no_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / "absent")
+    with pytest.raises(UnsupportedError, match="no decoder"):
+        load(tmp_path)
