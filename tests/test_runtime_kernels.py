@@ -123,6 +123,15 @@ def test_a_row_alone_gives_the_same_bits_as_in_a_batch(kernel: str, dtype: Any) 
 
 
 @pytest.mark.parametrize("kernel", MATMUL)
+def test_rows_beyond_one_panel_are_computed_with_little_scratch(kernel: str) -> None:
+    weight = pack(random_weight(33, 96, 3, 32, offset=False))
+    a = activations(150, 96)  # two panels of 64 rows and a rest
+    batch = CORE.matmul(a, weight, kernel=kernel, parts=2)
+    alone = [CORE.matmul(a[row : row + 1], weight, kernel=kernel) for row in (0, 63, 64, 127, 128, 149)]
+    assert np.concatenate(alone).tobytes() == batch[[0, 63, 64, 127, 128, 149]].tobytes()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
 def test_any_split_of_the_work_gives_the_same_bits(kernel: str) -> None:
     weight = pack(random_weight(200, 416, 3, 64, offset=True))
     a = activations(19, 416)

@@ -13,6 +13,9 @@ namespace {
 constexpr int64_t kBytesPerPart = 64 * 1024;
 constexpr int64_t kMostParts = 32;
 
+// Rows of activations that are prepared together: scratch stays small whatever M is, and codes are read once a panel.
+constexpr int64_t kPanelRows = 64;
+
 int64_t tiles(const MatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
 
 size_t parts_for(double bytes, int64_t units) {
@@ -84,9 +87,18 @@ const char* refuse(const Kernel* kernel) {
   return nullptr;
 }
 
-const char* run_matmul(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch, size_t parts,
-                       BcqParallelFor parallel_for, void* pool) {
-  if (p.M == 0) return nullptr;
+// The rows [begin, begin + kPanelRows) of a problem, or as many as there are.
+MatMulProblem panel_of(const MatMulProblem& p, int64_t begin) {
+  const size_t element = p.a_is_half ? sizeof(uint16_t) : sizeof(float);
+  MatMulProblem panel = p;
+  panel.M = std::min(kPanelRows, p.M - begin);
+  panel.a = static_cast<const uint8_t*>(p.a) + size_t(begin) * size_t(p.a_stride) * element;
+  panel.y = static_cast<uint8_t*>(p.y) + size_t(begin) * size_t(p.y_stride) * element;
+  return panel;
+}
+
+void run_panel(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch, size_t parts,
+               BcqParallelFor parallel_for, void* pool) {
   if (parts == 0) parts = matmul_parts(p);
   if (kernel.prepare != nullptr) {
     const size_t row_parts = std::min<size_t>(parts, size_t(p.M));
@@ -95,7 +107,6 @@ const char* run_matmul(const MatMulProblem& p, const MatMulKernel& kernel, void*
   }
   MatMulJob job{p, kernel, scratch, tiles(p), parts};
   for_each_part(parallel_for, pool, run_part, parts, &job);
-  return nullptr;
 }
 
 }  // namespace
@@ -107,7 +118,9 @@ size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* nam
   const bcq::MatMulKernel* kernel =
       name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
   if (kernel == nullptr || kernel->scratch_bytes == nullptr) return 0;
-  return kernel->scratch_bytes(*problem);
+  bcq::MatMulProblem panel = *problem;
+  panel.M = std::min(panel.M, bcq::kPanelRows);
+  return kernel->scratch_bytes(panel);
 }
 
 const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* scratch, size_t parts,
@@ -117,7 +130,10 @@ const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* 
   const char* error = bcq::refuse(kernel);
   if (error != nullptr) return error;
   if (kernel->supports != nullptr && !kernel->supports(*problem)) return "the kernel does not take this problem";
-  return bcq::run_matmul(*problem, *kernel, scratch, parts, parallel_for, pool);
+  for (int64_t begin = 0; begin < problem->M; begin += bcq::kPanelRows) {
+    bcq::run_panel(bcq::panel_of(*problem, begin), *kernel, scratch, parts, parallel_for, pool);
+  }
+  return nullptr;
 }
 
 const char* bcq_gather(const BcqGatherProblem* problem, const char* name, size_t parts, BcqParallelFor parallel_for,
