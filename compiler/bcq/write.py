@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from bcq.atomic import sync
 from bcq.errors import ResourceError
 
 ALIGNMENT = 4096  # a page: mapped without a copy by any runtime (ops/README.md asks for it)
@@ -56,7 +57,7 @@ def write_model(model: ir.Model, path: Path, data_name: str | None = None) -> No
                 if places:
                     Path(data.name).replace(path.with_name(name))
                 Path(file.name).replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)  # makes the renames durable
     except OSError as fault:
         raise ResourceError(
             "E601",
@@ -165,12 +166,3 @@ def _temporary(folder: Path) -> Iterator[BufferedWriter]:
 def _sync(file: BufferedWriter) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the renames durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
