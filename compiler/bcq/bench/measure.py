@@ -168,8 +168,10 @@ class _Runner:
 
 
 def _session(path: Path, threads: int) -> ort.InferenceSession:
+    """Idle threads of a session must not spin while another contender is timed."""
     options = default_options()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     register_library(options)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
