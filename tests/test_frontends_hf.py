@@ -89,19 +89,19 @@ def small_gpt2(**changes: Any) -> Any:
     return transformers.GPT2Config(**{**sizes, **tokens, **changes})
 
 
-def test_names_are_found_with_and_without_the_base_models_prefix() -> None:
+def test_names_are_found_with_and_without_the_base_models_prefix(tmp_path: Path) -> None:
     model = transformers.GPT2LMHeadModel(small_gpt2())
     own = {name for name, _ in model.named_parameters()}
     short = {name.removeprefix("transformer.") for name in own}
-    assert stored_names(model, own)["lm_head.weight"] == "transformer.wte.weight"
-    assert stored_names(model, short)["transformer.wpe.weight"] == "wpe.weight"
-    assert stored_names(model, short)["lm_head.weight"] == "wte.weight"
+    assert stored_names(model, own, tmp_path)["lm_head.weight"] == "transformer.wte.weight"
+    assert stored_names(model, short, tmp_path)["transformer.wpe.weight"] == "wpe.weight"
+    assert stored_names(model, short, tmp_path)["lm_head.weight"] == "wte.weight"
 
 
-def test_a_parameter_that_the_file_lacks_is_named() -> None:
+def test_a_parameter_that_the_file_lacks_is_named(tmp_path: Path) -> None:
     model = transformers.GPT2LMHeadModel(small_gpt2())
     with pytest.raises(InputError, match=r"transformer\.wpe\.weight") as caught:
-        stored_names(model, {n for n, _ in model.named_parameters()} - {"transformer.wpe.weight"})
+        stored_names(model, {n for n, _ in model.named_parameters()} - {"transformer.wpe.weight"}, tmp_path)
     assert caught.value.code == "E107"
 
 

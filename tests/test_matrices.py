@@ -85,7 +85,14 @@ def test_a_checkpoint_with_a_prefix_too_many_is_mapped(tmp_path: Path) -> None:
     saved(tmp_path, transformers.BertModel(transformers.BertConfig(**TINY)))
     tensors = load_file(tmp_path / SINGLE)
     save_file({f"bert.{name}": value for name, value in tensors.items()}, tmp_path / SINGLE)
-    assert found(tmp_path)["pooler.dense.weight"].stored == "bert.pooler.dense.weight"
+    words = "embeddings.word_embeddings.weight"
+    assert found(tmp_path)[words].stored == f"bert.{words}"
+
+
+def test_an_encoder_saved_without_its_pooler_is_whole(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**TINY)
+    matrices = found(saved(tmp_path, transformers.BertModel(config, add_pooling_layer=False)))
+    assert not any("pooler" in name for name in matrices)
 
 
 def test_experts_in_three_dimensions_are_left_with_a_reason(tmp_path: Path) -> None:

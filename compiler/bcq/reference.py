@@ -103,7 +103,7 @@ def _filled(folder: Path, stored: Collection[str], read: Reader) -> Any:
 
     model: Any
     model, _ = weightless_model(folder)
-    names = stored_names(model, stored)
+    names = stored_names(model, stored, folder)
     for aliases in tied_names(model):
         shape = tuple(model.get_parameter(aliases[0]).shape)
         owner = model.get_submodule(aliases[0].rpartition(".")[0])

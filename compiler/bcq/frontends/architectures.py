@@ -53,7 +53,7 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
         InputError: E102 when the config names no architecture.
         UnsupportedError: E401 when it names one that is not exported; says which come near.
     """
-    name = _class_name(config)
+    name = class_name_of(config)
     if name in DECODERS:
         return Architecture(name, "decoder")
     if name in _encoders():
@@ -61,7 +61,12 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     raise UnsupportedError("E401", f"architecture {name} is not supported{_why(name, config)}.", _hint(name))
 
 
-def _class_name(config: dict[str, Any]) -> str:
+def class_name_of(config: dict[str, Any]) -> str:
+    """The transformers class that a config names.
+
+    Raises:
+        InputError: E102 when it names none.
+    """
     declared = config.get("architectures")
     if not (isinstance(declared, list) and declared and isinstance(declared[0], str)):
         raise InputError(

@@ -74,7 +74,7 @@ def _graph_key(base: QuantizedBase) -> str:
 def _unbound(base: QuantizedBase) -> Skeleton:
     """Runs the exporter, which takes most of the time of an export."""
     module, architecture = weightless_model(base.folder)
-    renamed = stored_names(module, {*base.names(), *base.dense_names()})
+    renamed = stored_names(module, {*base.names(), *base.dense_names()}, base.folder)
     with quiet():
         model = _exported(module, architecture)
         simplify(model, {_WRAPPER + name for name in renamed})

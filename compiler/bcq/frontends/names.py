@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from bcq.errors import InputError
@@ -11,7 +12,7 @@ from bcq.errors import InputError
 _OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
-def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
+def stored_names(module: Any, stored: Collection[str], folder: Path) -> dict[str, str]:
     """Maps each parameter of a model to the name of its tensor in a file.
 
     A file may leave out the base model's prefix (``transformer.`` of GPT-2) or add it, and stores tied
@@ -20,6 +21,7 @@ def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
     Args:
         module: a transformers model (``nn.Module`` with ``base_model_prefix``).
         stored: tensor names of the file.
+        folder: where it lies, for errors.
 
     Raises:
         InputError: E107 when a parameter has no tensor.
@@ -31,7 +33,7 @@ def stored_names(module: Any, stored: Collection[str]) -> dict[str, str]:
         if match is None:
             raise InputError(
                 "E107",
-                f"the file has no tensor for parameter '{aliases[0]}' of {type(module).__name__}.",
+                f"{folder} has no tensor '{aliases[0]}', which {type(module).__name__} needs.",
                 "Save the model again, with its head, and check `architectures` in config.json.",
             )
         found.update(dict.fromkeys(aliases, match))

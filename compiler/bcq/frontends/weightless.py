@@ -14,14 +14,16 @@ import torch
 import transformers
 from torch import nn
 
-from bcq.errors import InputError
-from bcq.frontends.architectures import Architecture, architecture_of
+from bcq import checkpoint
+from bcq.errors import InputError, UnsupportedError
+from bcq.frontends.architectures import Architecture, architecture_of, class_name_of
 
+_VERSION = f"transformers {transformers.__version__}"
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
 
 def weightless_model(folder: Path) -> tuple[Any, Architecture]:
-    """Builds the model of a folder without its weights.
+    """Builds the model of a folder without its weights, if it is one that is exported.
 
     Buffers (rotary frequencies and the like) are real; parameters are float32 zeros expanded to their shapes,
     and tied parameters stay one object.
@@ -39,26 +41,38 @@ def weightless_model(folder: Path) -> tuple[Any, Architecture]:
     with quiet():
         config = read_config(folder)
         architecture = architecture_of({**config.to_dict(), "architectures": config.architectures})
-        options: dict[str, Any] = {}
-        if architecture.kind == "encoder" and architecture.class_name.endswith("Model"):
-            options = _without_pooler(architecture.class_name)
-        with _parameters_on_meta():
-            model = getattr(transformers, architecture.class_name)(config, **options)
-        _give_shared_zero(model)
-        return model.eval(), architecture
+        return _build(architecture.class_name, config), architecture
+
+
+def any_weightless_model(folder: Path) -> Any:
+    """The same for any architecture that transformers has, exported or not.
+
+    Raises:
+        InputError: E102 when transformers cannot read the config, or it names no architecture.
+        UnsupportedError: E401 when transformers does not have the architecture.
+    """
+    with quiet():
+        config = read_config(folder)
+        return _build(class_name_of({"architectures": config.architectures}), config)
 
 
 def read_config(folder: Path) -> Any:
     """The transformers configuration of a local folder; nothing is fetched and no code of the folder runs.
 
     Raises:
-        InputError: E102 when transformers cannot read it.
+        InputError: E101, E102 or E105 as `bcq.checkpoint.read_config`, E102 when transformers cannot read it.
+        UnsupportedError: E401 when transformers does not have its model type.
     """
+    kind = checkpoint.read_config(folder).get("model_type")
+    if not isinstance(kind, str):
+        raise InputError("E102", f"{folder / 'config.json'}: model_type: got {kind!r}, expected a name.")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError("E401", f"{folder}: {_VERSION} has no model type {kind!r}.")
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except Exception as fault:  # transformers checks the fields of each model in its own ways
         reason = " ".join(str(fault).split())[:200]
         raise InputError("E102", f"{folder / 'config.json'}: {reason}", "Check the config.") from fault
     if hasattr(config, "quantization_config"):
@@ -93,6 +107,20 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _build(class_name: str, config: Any) -> Any:
+    found = getattr(transformers, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UnsupportedError("E401", f"{_VERSION} has no architecture {class_name!r}.")
+    try:
+        with _parameters_on_meta():
+            model = found(config, **_without_pooler(class_name))
+    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise InputError("E102", f"config.json does not make a {class_name}: {reason}") from fault
+    _give_shared_zero(model)
+    return model.eval()
 
 
 def _without_pooler(class_name: str) -> dict[str, Any]:
