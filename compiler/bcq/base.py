@@ -171,8 +171,11 @@ class QuantizedBase:
         return packed
 
     def _read(self, name: str) -> NDArray[Any]:
+        """A tensor mapped from the file: an export of any size holds none of it in memory."""
         entry = self.checkpoint.entry(name)
-        return np.frombuffer(self.checkpoint.raw(name), _NUMPY[entry.dtype]).reshape(entry.shape)
+        if entry.nbytes == 0:
+            return np.zeros(entry.shape, _NUMPY[entry.dtype])
+        return np.memmap(entry.file, _NUMPY[entry.dtype], "r", entry.offset, entry.shape)
 
 
 def metadata(matrices: list[BaseMatrix]) -> dict[str, str]:

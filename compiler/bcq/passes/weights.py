@@ -131,13 +131,11 @@ class FromBase:
     """Takes packed matrices from a quantized base by name.
 
     Args:
-        base: an opened base.
-        spool: as in :class:`SolveOnTheFly`.
+        base: an opened base; its matrices stay mapped from their file.
     """
 
-    def __init__(self, base: QuantizedBase, spool: Path | None = None) -> None:
+    def __init__(self, base: QuantizedBase) -> None:
         self.base = base
-        self.spool = spool
 
     def identity(self, matrix: MatrixRef) -> str:
         """The name under which the base stores it, shared by tied parameters, and the orientation."""
@@ -160,7 +158,7 @@ class FromBase:
                 f"matrix '{matrix.name}' of the base has N, K = {got}, the graph expects {expected}.",
                 "Quantize the model again.",
             )
-        return spooled(packed, self.spool)
+        return packed
 
     def _left(self, matrix: MatrixRef) -> Left:
         """Whether the options that the base was made with asked for a dense matrix."""
