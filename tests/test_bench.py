@@ -46,6 +46,16 @@ def test_the_result_is_json_and_a_table() -> None:
     assert "N=48 K=96 M=2, 1 thread, weights in cache" in table
 
 
+def test_ratios_compare_with_float32_and_the_nearest_peer_that_has_at_least_as_many_bits() -> None:
+    result = small()
+    times = {"BcqMatMul q=3 g=128": 10.0, "MatMulNBits 4-bit b=128": 15.0, "MatMul fp32": 70.0}
+    timed = [replace(m, microseconds=times.get(m.contender, 1.0)) for m in result.measurements]
+    row = bench.to_ratios(replace(result, measurements=tuple(timed))).splitlines()[3]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "48 x 96", "1", "1", "cache", "3", "10", "4-bit", "1.50x", "7.0x",
+    ]  # fmt: skip
+
+
 def test_bandwidth_and_floor_follow_their_formulas() -> None:
     m = replace(small().measurements[0], weight_bytes=8_000_000, microseconds=400.0, bandwidth=40.0)
     assert m.gigabytes_per_second == pytest.approx(20.0)

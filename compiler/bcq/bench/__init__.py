@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from bcq.bench.measure import run
-from bcq.bench.result import BenchResult, Measurement, to_table
+from bcq.bench.result import BenchResult, Measurement, to_ratios, to_table
 
-__all__ = ["BenchResult", "Measurement", "run", "to_table"]
+__all__ = ["BenchResult", "Measurement", "run", "to_ratios", "to_table"]

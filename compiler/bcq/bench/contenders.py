@@ -54,6 +54,7 @@ class Contender:
         name: as tables show it.
         op: operator type.
         domain: operator domain.
+        bits: per weight, scales not counted.
         attributes: of each node.
         error: largest relative error that its class of arithmetic may have.
         draw: makes the weights of one node from a random generator.
@@ -62,6 +63,7 @@ class Contender:
     name: str
     op: str
     domain: str
+    bits: int
     attributes: Callable[[Weights], dict[str, Any]]
     error: float
     draw: Callable[[np.random.Generator], Weights]
@@ -89,7 +91,7 @@ def bcq(rows: int, inputs: int, bits: int, group_size: int) -> Contender:
         }
 
     name = f"BcqMatMul q={bits} g={group_size or 'row'}"
-    return Contender(name, contract.MATMUL.name, contract.DOMAIN, attributes, NEAR_EXACT_ERROR, draw)
+    return Contender(name, contract.MATMUL.name, contract.DOMAIN, bits, attributes, NEAR_EXACT_ERROR, draw)
 
 
 def random_bcq(random: np.random.Generator, rows: int, inputs: int, bits: int, group: int) -> BcqWeight:
@@ -107,7 +109,7 @@ def dense(rows: int, inputs: int) -> Contender:
         weight = random.standard_normal((inputs, rows), dtype=np.float32)
         return Weights({"B": weight}, lambda: weight.T)
 
-    return Contender("MatMul fp32", "MatMul", "", lambda _: {}, FLOAT_ERROR, draw)
+    return Contender("MatMul fp32", "MatMul", "", 32, lambda _: {}, FLOAT_ERROR, draw)
 
 
 def nbits(rows: int, inputs: int, bits: int, block: int = 128) -> Contender:
@@ -122,7 +124,13 @@ def nbits(rows: int, inputs: int, bits: int, block: int = 128) -> Contender:
 
     values = {"K": inputs, "N": rows, "bits": bits, "block_size": block, "accuracy_level": 4}
     return Contender(
-        f"MatMulNBits {bits}-bit b={block}", "MatMulNBits", MICROSOFT, lambda _: values, INT8_ERROR, draw
+        f"MatMulNBits {bits}-bit b={block}",
+        "MatMulNBits",
+        MICROSOFT,
+        bits,
+        lambda _: values,
+        INT8_ERROR,
+        draw,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bcq import contract
 from bcq.bcq import ceil_div
 from bcq.bench.bandwidth import ReadBandwidth
 from bcq.bench.contenders import Contender, Weights, bcq, dense, nbits, write_model
@@ -200,8 +201,11 @@ def _measure(problem: Problem, models: Sequence[_Model], rounds: int) -> list[Me
 
 def _summary(runner: _Runner, problem: Problem, bandwidth: float) -> Measurement:
     best, low, median, high = np.percentile(runner.times, [0, 25, 50, 75])
+    contender = runner.model.contender
     return Measurement(
-        contender=runner.model.contender.name,
+        contender=contender.name,
+        ours=contender.domain == contract.DOMAIN,
+        bits=contender.bits,
         rows=problem.rows,
         inputs=problem.inputs,
         tokens=problem.tokens,

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
+
+from bcq import report
 
 GIGA = 1e9
 MICRO = 1e-6
@@ -16,6 +19,8 @@ class Measurement:
 
     Attributes:
         contender: for example ``"BcqMatMul q=3 g=128"`` or ``"MatMulNBits 4-bit b=128"``.
+        ours: whether it is BcqMatMul.
+        bits: per weight, scales not counted; 32 for float32.
         rows: N, output features.
         inputs: K, input features.
         tokens: M, rows of activations.
@@ -31,6 +36,8 @@ class Measurement:
     """
 
     contender: str
+    ours: bool
+    bits: int
     rows: int
     inputs: int
     tokens: int
@@ -43,6 +50,11 @@ class Measurement:
     high: float
     error: float
     bandwidth: float
+
+    @property
+    def problem(self) -> tuple[int, int, int, int, bool]:
+        """What contenders are compared on: N, K, M, threads, cold."""
+        return (self.rows, self.inputs, self.tokens, self.threads, self.cold)
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -77,12 +89,27 @@ def to_table(result: BenchResult) -> str:
     lines = [f"kernel {result.kernel}; " + ", ".join(f"{k} {v}" for k, v in result.versions.items())]
     previous: tuple[int, int, int, int, bool] | None = None
     for m in result.measurements:
-        problem = (m.rows, m.inputs, m.tokens, m.threads, m.cold)
-        if problem != previous:
+        if m.problem != previous:
             lines += ["", _title(m), _HEADER]
-            previous = problem
+            previous = m.problem
         lines.append(_line(m))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", to_ratios(result)])
+
+
+def to_ratios(result: BenchResult) -> str:
+    """A Markdown table of times of peers over times of BcqMatMul: above 1 means faster than the peer.
+
+    Each bit width meets float32, and the peer with the fewest bits that are not fewer than its own.
+    """
+    by_problem = [list(group) for _, group in groupby(result.measurements, lambda m: m.problem)]
+    rows = []
+    for group in by_problem:
+        peers = sorted((m for m in group if not m.ours), key=lambda m: m.bits)
+        for ours in (m for m in group if m.ours):
+            nearest = next(peer for peer in peers if peer.bits >= ours.bits)
+            rows.append(_ratio(ours, nearest, peers[-1]))
+    header = ["N x K", "M", "threads", "weights", "q", "us", "peer", "faster", "than fp32"]
+    return report.table(header, rows, "lrrlrrlrr")
 
 
 _HEADER = (
@@ -95,6 +122,20 @@ def _title(m: Measurement) -> str:
     threads = f"{m.threads} thread" + ("s" if m.threads != 1 else "")
     state = "weights from memory" if m.cold else "weights in cache"
     return f"N={m.rows} K={m.inputs} M={m.tokens}, {threads}, {state}, memory read {m.bandwidth:.1f} GB/s"
+
+
+def _ratio(ours: Measurement, nearest: Measurement, dense: Measurement) -> list[str]:
+    return [
+        f"{ours.rows} x {ours.inputs}",
+        str(ours.tokens),
+        str(ours.threads),
+        "memory" if ours.cold else "cache",
+        str(ours.bits),
+        f"{ours.microseconds:.0f}",
+        f"{nearest.bits}-bit",
+        f"{nearest.microseconds / ours.microseconds:.2f}x",
+        f"{dense.microseconds / ours.microseconds:.1f}x",
+    ]
 
 
 def _line(m: Measurement) -> str:
