@@ -112,6 +112,37 @@ def test_any_matmul_problem_agrees_with_the_oracle(
 
 
 @pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("bits", [1, 3])
+def test_activations_made_to_round_all_one_way_stay_within_the_documented_bound(
+    kernel: str, bits: int
+) -> None:
+    """Four equal activations fix the scale; every other sum lies just below a half step of it."""
+    weight = random_weight(32, 128, bits, 128)
+    weight.words[:] = 0xFFFFFFFF
+    step = 4.0 / (127 * 255 - 1)
+    for below in (0.499, 0.25, 0.499 * 4.0 / 32767 / step):
+        a = np.full((1, 128), below * step / 4, np.float32)
+        a[:, :4] = 1.0
+        error = np.abs(CORE.matmul(a, pack(weight), kernel=kernel) - product(a, weight))
+        assert (error <= 5e-4 * magnitudes(a, weight)).all()  # ops/README.md, accuracy_level 0
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize(("magnitude", "alpha"), [(2.0**100, 65504.0), (1e38, 1e-5)])
+def test_a_finite_result_is_not_lost_to_large_activations(
+    kernel: str, magnitude: float, alpha: float
+) -> None:
+    weight = random_weight(16, 1024, 1, 128)
+    weight.alpha[:] = alpha
+    weight.words[:] = 0xAAAAAAAA  # every second sign is minus, so the exact sum is small
+    a = np.full((1, 1024), magnitude, np.float32)
+    a[:, 0] *= 0.5
+    y = CORE.matmul(a, pack(weight), kernel=kernel)
+    assert np.isfinite(y).all()
+    assert (np.abs(y - product(a, weight)) <= 5e-4 * magnitudes(a, weight)).all()
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_row_alone_gives_the_same_bits_as_in_a_batch(kernel: str, dtype: Any) -> None:
     for bits in (1, 2, 3, 4, 5):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bcq import contract
 from bcq.core import Core
@@ -129,7 +129,7 @@ def test_an_overridable_alpha_falls_back_to_its_default() -> None:
     ("op", "first", "dims", "expected"),
     [
         (MATMUL, np.float32, ("batch", "sequence"), ["batch", "sequence", 50]),
-        (MATMUL, np.float16, ("batch", None), ["batch", None, 50]),
+        (MATMUL, np.float16, ("batch", 3), ["batch", 3, 50]),
         (MATMUL, np.float32, (4, 7), [4, 7, 50]),
         (MATMUL, np.float32, (), [50]),
         (GATHER, np.int64, ("batch", "sequence"), ["batch", "sequence", 64]),
@@ -143,6 +143,24 @@ def test_shapes_are_inferred_with_the_names_of_dynamic_dimensions(
     shape = open_session(model).get_outputs()[0].shape
     unknown = (None, -1)
     assert [None if size in unknown else size for size in shape] == expected
+
+
+@pytest.mark.parametrize("dims", [(None, None), ("batch", None), ("batch", "sequence"), (2, 3)])
+def test_a_shape_that_is_computed_from_an_output_is_right_whatever_is_known_of_it(
+    dims: tuple[Any, ...],
+) -> None:
+    """onnxruntime folds such chains when a session is made; an unnamed dimension must not count as -1."""
+    model = one_node(MATMUL, random_weight(64, 64, 2, 32), dims=dims)
+    chain = [
+        helper.make_node("Shape", ["Y"], ["leading"], start=0, end=2),
+        helper.make_node("Concat", ["leading", "heads"], ["target"], axis=0),
+        helper.make_node("Reshape", ["Y", "target"], ["Z"]),
+    ]
+    model.graph.node.extend(chain)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4, 16]), "heads"))
+    model.graph.output[0].name = "Z"
+    a = activations(6, 64).reshape(2, 3, 64)
+    assert run_node(model, {"A": a}).shape == (2, 3, 4, 16)
 
 
 @pytest.mark.parametrize("outside", [True, False])

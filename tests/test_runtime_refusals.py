@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,15 @@ def test_a_node_name_with_control_characters_is_shown_without_them() -> None:
     model.graph.node[0].name = "a\x1b[2Jb\nc"
     message = refusal(model)
     assert "'a?[2Jb?c'" in message
+
+
+@pytest.mark.parametrize("name", ["codes", "alpha_1", "alpha_rest", "offset"])
+def test_external_data_at_an_odd_address_is_refused(name: str, tmp_path: Path) -> None:
+    model = one_node(contract.MATMUL, WEIGHT)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    (tmp_path / "data").write_bytes(b"\0" + tensor.raw_data)
+    onnx.external_data_helper.set_external_data(tensor, "data", offset=1, length=len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match=f"{name} address: got 1 bytes beyond"):
+        open_session(tmp_path / "model.onnx")

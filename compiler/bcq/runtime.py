@@ -15,7 +15,7 @@ from bcq.errors import BcqError, InputError, ResourceError
 
 LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
-ERRORS_ONLY = 3  # ONNX Runtime warns once per overridable initializer, which adapters make many of
+FATAL_ONLY = 4  # every error reaches the caller as an exception; logging it too would say it twice
 
 
 def library_path() -> Path:
@@ -50,7 +50,7 @@ def session(
 
     Args:
         folder_or_file: an ``.onnx`` file, or a folder that holds ``model.onnx``.
-        session_options: used as they are, plus the operator library; None logs errors only.
+        session_options: used as they are, plus the operator library; None keeps its log quiet.
         with_library: False leaves the library out, so that ONNX Runtime runs the model's own functions. Slow;
             for portability tests.
 
@@ -76,7 +76,7 @@ def session(
 def default_options() -> onnxruntime.SessionOptions:
     """Fresh session options that log errors only."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     return options
 
 

@@ -37,20 +37,30 @@ bool read_first_input(const Calls& calls, const OrtTensorTypeAndShapeInfo* info,
   if (dims.rank == 0 || dims.rank > Tensor::kMaxRank) return false;
   check(calls, calls.GetDimensions(info, dims.values, dims.rank));
   check(calls, calls.GetSymbolicDimensions(info, dims.names, dims.rank));
+  for (size_t i = 0; i < dims.rank; ++i) {
+    if (dims.names[i] == nullptr) dims.names[i] = "";
+  }
   return true;
 }
 
-void set_output(const CustomOp& op, OrtShapeInferContext* context, const Dimensions& dims) {
+void set_output(const CustomOp& op, OrtShapeInferContext* context, Dimensions& dims) {
   const Calls& calls = *op.calls;
   OwnedShape output{calls};
   check(calls, calls.CreateTensorTypeAndShapeInfo(&output.info));
   // ONNX Runtime asks the first registration of a name for every type, so the type comes from the value.
   check(calls, calls.SetTensorElementType(output.info, op.keeps_last_input ? op.output : dims.type));
   check(calls, calls.SetDimensions(output.info, dims.values, dims.rank));
-  const char* names[Tensor::kMaxRank + 1];
-  for (size_t i = 0; i < dims.rank; ++i) names[i] = dims.names[i] == nullptr ? "" : dims.names[i];
-  check(calls, calls.SetSymbolicDimensions(output.info, names, dims.rank));
+  check(calls, calls.SetSymbolicDimensions(output.info, dims.names, dims.rank));
   check(calls, calls.ShapeInferContext_SetOutputTypeShape(context, 0, output.info));
+}
+
+// An unknown dimension without a name would reach ONNX Runtime as the number -1, and its folding of shapes would compute
+// with that; then it is better to say nothing.
+bool all_known_or_named(const Dimensions& dims) {
+  for (size_t i = 0; i < dims.rank; ++i) {
+    if (dims.values[i] < 0 && dims.names[i][0] == '\0') return false;
+  }
+  return true;
 }
 
 void infer(const CustomOp& op, OrtShapeInferContext* context) {
@@ -62,7 +72,7 @@ void infer(const CustomOp& op, OrtShapeInferContext* context) {
   if (op.keeps_last_input) ++dims.rank;
   dims.values[dims.rank - 1] = int_attribute(*op.calls, context, op.last_dimension);
   dims.names[dims.rank - 1] = "";
-  if (dims.values[dims.rank - 1] > 0) set_output(op, context, dims);
+  if (dims.values[dims.rank - 1] > 0 && all_known_or_named(dims)) set_output(op, context, dims);
 }
 
 }  // namespace

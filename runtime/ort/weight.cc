@@ -26,6 +26,14 @@ void check_type(const char* name, const Tensor& tensor, ONNXTensorElementDataTyp
                 ", expected " + expected_name + ". Export the model again."};
 }
 
+// External data may begin at any byte; the format asks for multiples of 64, kernels need whole elements.
+void check_alignment(const char* name, const Tensor& tensor, size_t element) {
+  const size_t beyond = reinterpret_cast<uintptr_t>(tensor.data<void>()) % element;
+  if (beyond == 0) return;
+  throw Refusal{std::string(name) + " address: got " + std::to_string(beyond) + " bytes beyond a multiple of " +
+                std::to_string(element) + ", expected none. Export the model again."};
+}
+
 bool is_empty(const Tensor& tensor) {
   for (size_t i = 0; i < tensor.shape().rank; ++i) {
     if (tensor.shape().dims[i] == 0) return true;
@@ -36,6 +44,7 @@ bool is_empty(const Tensor& tensor) {
 void bind(const Factor& factor, const Attributes& attributes, const Tensor& tensor, WeightPointers& pointers) {
   check_type(factor.name, tensor, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, "float16");
   refuse_if(factor.check(attributes, tensor.shape()));
+  if (!is_empty(tensor)) check_alignment(factor.name, tensor, sizeof(uint16_t));
   pointers.*factor.pointer = is_empty(tensor) ? nullptr : tensor.data<uint16_t>();
 }
 
@@ -51,6 +60,7 @@ Weight::Weight(const Calls& calls, const OrtKernelInfo* info, const contract::Op
   }
   check_type("codes", codes, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32, "uint32");
   refuse_if(check_codes(attributes_, codes.shape()));
+  check_alignment("codes", codes, sizeof(uint32_t));
   constants_.codes = codes.data<uint32_t>();
   refuse_if(check_padding(attributes_, constants_.codes));
   for (size_t i = 0; i < 3; ++i) {

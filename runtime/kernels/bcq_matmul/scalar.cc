@@ -29,9 +29,9 @@ const float* activations(const MatMulProblem& p, const void* scratch, int64_t m)
 
 // sum[r] += +-a over one chunk, the signs of row r in words[r]. Sixteen rows side by side, so that compilers vectorize.
 void add_signed(const uint32_t* words, const float* a, int64_t count, double* sum) {
-  float chunk[kLanes] = {};
+  double chunk[kLanes] = {};
   for (int64_t j = 0; j < count; ++j) {
-    for (int64_t r = 0; r < kLanes; ++r) chunk[r] += ((words[r] >> j) & 1u) ? a[j] : -a[j];
+    for (int64_t r = 0; r < kLanes; ++r) chunk[r] += double(((words[r] >> j) & 1u) ? a[j] : -a[j]);
   }
   for (int64_t r = 0; r < kLanes; ++r) sum[r] += chunk[r];
 }

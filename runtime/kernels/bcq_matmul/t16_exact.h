@@ -14,14 +14,28 @@ inline float activation(const MatMulProblem& p, int64_t m, int64_t k) {
   return p.a_is_half ? half_to_float(static_cast<const uint16_t*>(p.a)[at]) : static_cast<const float*>(p.a)[at];
 }
 
-// weight[r] = sum_i alpha_i B_i + offset for input j of a chunk.
-inline void decode_input(const MatMulProblem& p, const uint32_t* words, int64_t cell, int64_t j, float* weight) {
-  for (int64_t r = 0; r < kTileRows; ++r) weight[r] = p.offset ? half_to_float(p.offset[cell * kTileRows + r]) : 0.0f;
+// The factors of one group as floats: planes 1 .. q, then the offset.
+struct ExactFactors {
+  float values[9][kTileRows];
+};
+
+inline void load_factors(const MatMulProblem& p, int64_t cell, ExactFactors& f) {
+  for (int64_t plane = 0; plane < p.bits; ++plane) {
+    for (int64_t r = 0; r < kTileRows; ++r) f.values[plane][r] = half_to_float(t16_alpha(p, cell, plane)[r]);
+  }
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    f.values[p.bits][r] = p.offset ? half_to_float(p.offset[cell * kTileRows + r]) : 0.0f;
+  }
+}
+
+// weight[r] = offset + sum_i alpha_i B_i for input j of a chunk.
+inline void decode_input(const MatMulProblem& p, const uint32_t* words, const ExactFactors& f, uint32_t j,
+                         float* weight) {
+  for (int64_t r = 0; r < kTileRows; ++r) weight[r] = f.values[p.bits][r];
   for (int64_t plane = 0; plane < p.bits; ++plane, words += kTileRows) {
-    const uint16_t* alpha = t16_alpha(p, cell, plane);
     for (int64_t r = 0; r < kTileRows; ++r) {
-      const float value = half_to_float(alpha[r]);
-      weight[r] += (words[r] >> j & 1u) ? value : -value;
+      const uint32_t minus = (~(words[r] >> j) & 1u) << 31;
+      weight[r] += bits_to_float(float_to_bits(f.values[plane][r]) ^ minus);
     }
   }
 }
@@ -29,13 +43,17 @@ inline void decode_input(const MatMulProblem& p, const uint32_t* words, int64_t 
 // y[r] = sum_k a[k] * weight[r, k] in double, so that no partial sum overflows before the result does.
 inline void exact_tile(const MatMulProblem& p, const T16Plan& plan, int64_t m, int64_t tile, float* y) {
   double total[kTileRows] = {};
-  for (int64_t k = 0; k < p.K; ++k) {
-    const int64_t chunk = k / kWordBits;
-    const int64_t cell = tile * plan.groups + chunk / plan.group_chunks;
-    float weight[kTileRows];
-    decode_input(p, p.codes + (tile * plan.chunks + chunk) * p.bits * kTileRows, cell, k % kWordBits, weight);
-    const double a = double(activation(p, m, k));
-    for (int64_t r = 0; r < kTileRows; ++r) total[r] += a * double(weight[r]);
+  ExactFactors factors;
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    if (chunk % plan.group_chunks == 0) load_factors(p, tile * plan.groups + chunk / plan.group_chunks, factors);
+    const uint32_t* words = p.codes + (tile * plan.chunks + chunk) * p.bits * kTileRows;
+    const int64_t left = p.K - chunk * kWordBits;
+    for (int64_t j = 0; j < (left < kWordBits ? left : kWordBits); ++j) {
+      float weight[kTileRows];
+      decode_input(p, words, factors, uint32_t(j), weight);
+      const double a = double(activation(p, m, chunk * kWordBits + j));
+      for (int64_t r = 0; r < kTileRows; ++r) total[r] += a * double(weight[r]);
+    }
   }
   for (int64_t r = 0; r < kTileRows; ++r) y[r] = float(total[r]);
 }

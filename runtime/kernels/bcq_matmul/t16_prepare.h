@@ -15,8 +15,9 @@ namespace {
 constexpr int64_t kBlockInputs = kBlockChunks * kWordBits;
 
 // Rows whose largest magnitude lies outside take the float path. Inside, neither a sum of 128 activations nor s can
-// overflow or lose bits to subnormals; a block of such a row below kNoScale is under 2^-33 of the row and counts as 0.
-constexpr float kLargestRow = 0x1p100f;
+// overflow or lose bits to subnormals, and with K below 2^31 and nine factors below 2^16 no partial sum of the result
+// overflows before the result does; a block of such a row below kNoScale is under 2^-33 of the row and counts as 0.
+constexpr float kLargestRow = 0x1p76f;
 constexpr float kSmallestRow = 0x1p-60f;
 constexpr float kNoScale = 0x1p-100f;
 
