@@ -76,7 +76,7 @@ def test_every_form_of_gemm_is_rewritten_and_computes_the_same_formula(case: str
 
 def test_a_float16_gemm_stays_in_float16() -> None:
     model = model_of(
-        gemm("alpha = 0.5, beta = 0.25", "x, w, c", dtype="float16"),
+        gemm("beta = 0.25", "x, w, c", dtype="float16"),
         w=normal(K, N, dtype=np.float16),
         c=normal(N, seed=3, dtype=np.float16),
     )
@@ -85,9 +85,16 @@ def test_a_float16_gemm_stays_in_float16() -> None:
     (y,) = run_without_library(model, {"x": x})
     assert y.dtype == np.float16
     product = x.astype(np.float32) @ source.dense["w"].T
-    expected = 0.5 * product + 0.25 * normal(N, seed=3, dtype=np.float16).astype(np.float32)
-    # Product, half of it, a quarter of the bias and the sum are each rounded to float16: values below 32.
-    np.testing.assert_allclose(y, expected, rtol=0, atol=4 * 32 * FLOAT16_RELATIVE)
+    expected = product + 0.25 * normal(N, seed=3, dtype=np.float16).astype(np.float32)
+    # Product, a quarter of the bias and the sum are each rounded to float16: values below 32.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=3 * 32 * FLOAT16_RELATIVE)
+
+
+def test_a_float16_gemm_that_scales_its_product_stays_dense() -> None:
+    model = model_of(gemm("alpha = 0.125", "x, w", dtype="float16"), w=normal(K, N, dtype=np.float16))
+    report, _ = pack_with(model)
+    assert report.packed_count == 0
+    assert "scales in float16" in report.matrices[0].reason
 
 
 def test_a_bias_that_is_computed_at_run_time_stays_an_input_of_the_add() -> None:

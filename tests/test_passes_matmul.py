@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from bcq import contract
+from bcq.errors import UnsupportedError
 from bcq.passes import MatrixRecord
 from graphs import (
     FLOAT16_RELATIVE,
@@ -239,15 +240,24 @@ def test_a_matrix_in_a_branch_stays_dense_and_says_so() -> None:
     assert "lies in a subgraph" in only(report.matrices).reason
 
 
-def test_a_matrix_inside_a_model_local_function_is_packed_after_inlining() -> None:
-    text = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
-        main (float[m, 48] x) => (float[m, 20] y) { y = local.linear (x, w) }
-        <domain: "local", opset_import: ["" : 18]> linear (a, b) => (c) { c = MatMul (a, b) }"""
+def with_a_function(opset: int) -> ir.Model:
+    text = f"""<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        main (float[m, 48] x) => (float[m, 20] y) {{ y = local.linear (x, w) }}
+        <domain: "local", opset_import: ["" : {opset}]> linear (a, b) => (c) {{ c = MatMul (a, b) }}"""
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(48, 20), "w"))
-    model = ir.from_proto(proto)
+    return ir.from_proto(proto)
+
+
+def test_a_matrix_inside_a_model_local_function_is_packed_after_inlining() -> None:
+    model = with_a_function(opset=18)
     pack_with(model)
     assert op_types(model) == ["BcqMatMul"]
+
+
+def test_a_function_of_another_opset_than_the_model_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match=r"function 'linear' uses opset 17 .* the model 18"):
+        pack_with(with_a_function(opset=17))
 
 
 def test_equal_layers_share_one_packed_matrix() -> None:

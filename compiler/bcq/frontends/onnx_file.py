@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
 
-from bcq.errors import InputError
+from bcq.errors import BcqError, InputError, UnsupportedError
 
 _MAX_DEPTH = 32  # nested branch and loop bodies; real models have one or two
+_MAX_DIGITS = 19  # of a byte offset or length in 64 bits
+_TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _COPY_HINT = "Copy the model again, with its data file beside it."
 _UNSAFE_HINT = "Only use models from people you trust; save the model again with its data in its own folder."
 
@@ -33,11 +36,16 @@ def load(path: Path | str) -> ir.Model:
     Raises:
         InputError: E101 when the file or its data is missing, E103 when either is cut short or not a model,
             E108 when external data points somewhere that it must not.
+        UnsupportedError: E401 for sparse initializers.
     """
     path = Path(path)
     proto = _read(path)
     for tensor in _tensors(proto.graph, path):
         _check_tensor(tensor, path)
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError(
+            "E401", f"'{path}' has sparse initializers; only dense ones are read.", "Make them dense."
+        )
     for function in proto.functions:
         for tensor in _node_tensors(function.node, path):
             _check_tensor(tensor, path)
@@ -53,6 +61,26 @@ def load(path: Path | str) -> ir.Model:
         ) from fault
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     return model
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns a failure on a graph that ONNX itself calls invalid into E103 with ONNX's reason.
+
+    The checker runs only then: it is slow on large models.
+    """
+    try:
+        yield
+    except (BcqError, OSError, MemoryError):
+        raise
+    except Exception as fault:
+        try:
+            onnx.checker.check_model(str(path))
+        except Exception as reason:  # the checker's own errors have no common class
+            raise InputError(
+                "E103", f"'{path}' is not a valid model: {_first_line(reason)[:300]}", "Export it again."
+            ) from fault
+        raise
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -96,13 +124,26 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
     expected = _byte_count(tensor, path)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _check_external(tensor, path, expected)
-    elif tensor.HasField("raw_data") and expected is not None and len(tensor.raw_data) != expected:
+        return
+    got = _stored_bytes(tensor)
+    if expected is not None and got is not None and got != expected:
         raise InputError(
             "E103",
-            f"tensor '{tensor.name}' of '{path}' has {len(tensor.raw_data)} bytes, "
+            f"tensor '{tensor.name}' of '{path}' has {got} bytes, "
             f"its shape {list(tensor.dims)} needs {expected}.",
             _COPY_HINT,
         )
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes inside the model file; None for the fields whose packing onnx_ir checks itself."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    if tensor.data_type == onnx.TensorProto.FLOAT:
+        return 4 * len(tensor.float_data)
+    if tensor.data_type == onnx.TensorProto.DOUBLE:
+        return 8 * len(tensor.double_data)
+    return None if any(len(getattr(tensor, name)) for name in _TYPED_DATA) else 0
 
 
 def _byte_count(tensor: onnx.TensorProto, path: Path) -> int | None:
@@ -144,7 +185,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path, expected: int | None) 
 
 
 def _number(text: str, what: str, who: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise InputError("E103", f"{who} has the {what} {text!r}, expected a number.", "Export it again.")
     return int(text)
 

@@ -110,6 +110,8 @@ def _reason_against(
         return f"it is the left operand of {who}; the operator multiplies from the right"
     if kind == GATHER and node.attributes.get_int("axis", 0) not in (0, -2):
         return f"{who} looks up along axis {node.attributes.get_int('axis', 0)}, expected 0"
+    if kind == GEMM and use.dtype == ir.DataType.FLOAT16 and node.attributes.get_float("alpha", 1.0) != 1.0:
+        return f"{who} scales in float16, where a product that is scaled afterwards may overflow"
     if use.dtype not in _ACTIVATIONS:
         return f"{who} computes in {use.dtype.name.lower()}; the operators take float32 and float16"
     return ""

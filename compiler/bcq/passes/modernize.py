@@ -37,4 +37,19 @@ def modernize(model: ir.Model, work: Work) -> None:
         common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     if model.functions:
-        common.InlinePass()(model)
+        _inline(model)
+
+
+def _inline(model: ir.Model) -> None:
+    """Puts the model's own functions in the place of their calls."""
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            expected = model.opset_imports.get(domain, version)
+            if version != expected:
+                raise UnsupportedError(
+                    "E401",
+                    f"function '{function.name}' uses opset {version} of domain '{domain}', "
+                    f"the model {expected}.",
+                    "Convert the model with onnx.version_converter, or export it with one opset.",
+                )
+    common.InlinePass()(model)
