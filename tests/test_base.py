@@ -81,7 +81,18 @@ def test_a_dense_model_is_no_base(folder: Path) -> None:
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     rewrite(folder, lambda described: described.update(format_version=2))
-    assert "format version is 2, expected 1" in refusal(folder).message
+    assert "format is version 2, layout 'tile16', expected 1" in refusal(folder).message
+
+
+@pytest.mark.parametrize("change", [{"layout": "tile32"}, {"layout": None}, {"format_version": True}])
+def test_another_layout_or_no_number_of_a_version_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    rewrite(folder, lambda described: described.update(change))
+    assert "its format is version" in refusal(folder).message
+
+
+def test_a_matrix_that_is_described_twice_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda described: described["matrices"].append(described["matrices"][0]))
+    assert "twice" in refusal(folder).message
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,8 @@ def test_a_newer_format_is_refused(folder: Path) -> None:
     [
         ("bits", 0), ("bits", 9), ("bits", 3), ("bits", 2.0), ("bits", True), ("rows", 0), ("rows", -16),
         ("rows", 2**62), ("inputs", 0), ("inputs", 2**62), ("group_size", 0), ("group_size", 31),
-        ("offset", True), ("offset", 1), ("tied", None), ("stored", 3), ("unknown", 1), ("code_hash", None),
+        ("offset", True), ("offset", 1), ("tied", None), ("tied", "abc"),
+        ("stored", 3), ("unknown", 1), ("code_hash", None),
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(folder: Path, field: str, value: Any) -> None:

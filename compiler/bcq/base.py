@@ -102,14 +102,18 @@ class QuantizedBase:
             raise _malformed(checkpoint, "it has no BCQ matrices; make them with `bcq quantize`")
         try:
             described = json.loads(checkpoint.metadata[METADATA_KEY])
-            version, entries = described["format_version"], described["matrices"]
-            matrices = [_matrix(entry) for entry in entries]
+            version, layout = described["format_version"], described["layout"]
+            matrices = [_matrix(entry) for entry in described["matrices"]]
         except (ValueError, TypeError, KeyError, RecursionError) as fault:
             raise _malformed(checkpoint, f"its description is not valid ({fault})") from fault
-        if version != contract.FORMAT_VERSION:
+        if type(version) is not int or version != contract.FORMAT_VERSION or layout != contract.LAYOUT:
             raise _malformed(
-                checkpoint, f"its format version is {version!r}, expected {contract.FORMAT_VERSION}"
+                checkpoint,
+                f"its format is version {version!r}, layout {layout!r}, "
+                f"expected {contract.FORMAT_VERSION}, '{contract.LAYOUT}'",
             )
+        if len({matrix.stored for matrix in matrices}) < len(matrices):
+            raise _malformed(checkpoint, "it describes a matrix twice")
         for matrix in matrices:
             _check_stored(checkpoint, matrix)
         return cls(checkpoint, {matrix.stored: matrix for matrix in matrices})
@@ -199,6 +203,8 @@ def _matrix(entry: dict[str, Any]) -> BaseMatrix:
     for field, kind in expected.items():
         if str(kind) in kinds and type(entry[field]) is not kinds[str(kind)]:
             raise ValueError(f"{entry['stored']}: {field} is {entry[field]!r}")
+    if not isinstance(entry["tied"], list):
+        raise ValueError(f"{entry['stored']}: tied is {entry['tied']!r}")
     matrix = BaseMatrix(**{**entry, "tied": tuple(map(str, entry["tied"]))})
     if matrix.rows < 1 or not contract.MIN_BITS <= matrix.bits <= contract.MAX_BITS:
         raise ValueError(f"{matrix.stored}: {matrix.rows} rows, {matrix.bits} bits")
