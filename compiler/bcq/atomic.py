@@ -7,12 +7,13 @@ import ctypes
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from bcq import manifest
 from bcq.errors import InputError, ResourceError, UsageError
 
-MARKER = "MANIFEST.json"  # a folder that has one was written by this program and may be replaced
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -25,10 +26,11 @@ class AtomicFolder:
     next run.
 
     Args:
-        path: the folder to make; it may exist if it is empty or was written by this program.
+        path: the folder to make; it may exist if it is empty or holds only files that the manifest of this
+            program lists.
 
     Raises:
-        UsageError: E203 when ``path`` holds something else.
+        UsageError: E203 when ``path`` holds something else, or the current directory.
         InputError: E101 when the parent of ``path`` is not a folder.
         ResourceError: E601 when the disk refuses.
     """
@@ -36,12 +38,14 @@ class AtomicFolder:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
         self._partial: Path | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> Path:
         parent = self._path.parent
         if parent.exists() and not parent.is_dir():
             raise InputError("E101", f"{parent} is not a folder.")
         _check_replaceable(self._path)
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(self._path)
@@ -49,34 +53,106 @@ class AtomicFolder:
             self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             self._partial.chmod(0o777 & ~_umask())
         except OSError as fault:
-            raise _disk(self._path, fault) from fault
+            self._remove_parents()
+            raise self._disk(fault) from fault
         return self._partial
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._partial is not None
+        done = False
         try:
             if kind is None:
                 _sync_tree(self._partial)
                 _swap(self._partial, self._path)
+                done = True
         except OSError as disk:
-            raise _disk(self._path, disk) from disk
+            raise self._disk(disk) from disk
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
-        if isinstance(fault, OSError):
-            raise _disk(self._path, fault) from fault
+            if not done:
+                self._remove_parents()
+        cause = fault.__cause__ if self._is_own(fault) else fault
+        if isinstance(cause, OSError):
+            raise self._disk(cause) from cause
+
+    def _remove_parents(self) -> None:
+        """Removes the parents that were made for this output, as far as they are empty."""
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+    def _is_own(self, fault: BaseException | None) -> bool:
+        """Whether a full disk was already explained with a path that only exists during the run."""
+        return (
+            isinstance(fault, ResourceError) and fault.code == "E601" and str(self._partial) in fault.message
+        )
+
+    def _disk(self, fault: OSError) -> ResourceError:
+        """The fault with the path that the user knows; the name of a temporary file would not help."""
+        name = str(fault.filename or "")
+        temporary = self._partial is not None and name.startswith(str(self._partial))
+        where = f" ({name})" if name and not temporary else ""
+        return ResourceError(
+            "E601",
+            f"{self._path} cannot be written: {fault.strerror or fault}{where}.",
+            "The former output, if any, is untouched.",
+        )
+
+
+def check_apart(source: Path, output: str | Path) -> None:
+    """Refuses an output that would replace its own source, or lie inside it.
+
+    Raises:
+        UsageError: E203 when the two are the same, or one is inside the other.
+    """
+    one, other = source.resolve(), Path(output).resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise UsageError(
+            "E203", f"the output {output} and the source {source} overlap.", "Choose another output."
+        )
 
 
 def _check_replaceable(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError("E203", f"{path} exists and is not a folder.", "Choose another output.")
-    if path.is_dir() and any(path.iterdir()) and not (path / MARKER).is_file():
+    if _holds_current(path):
+        raise UsageError("E203", f"{path} is or holds the current directory.", "Choose another output.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    listed = manifest.listed_files(path)
+    if listed is None:
         raise UsageError(
             "E203",
-            f"{path} exists and was not written by this program (it has no {MARKER}).",
+            f"{path} exists and was not written by this program (it has no {manifest.NAME} of it).",
             "Choose another output, or remove the folder yourself.",
         )
+    foreign = _foreign(path, listed)
+    if foreign:
+        raise UsageError(
+            "E203",
+            f"{path} exists and holds {foreign}, which this program did not write.",
+            "Move that file away, or choose another output.",
+        )
+
+
+def _holds_current(path: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(path.resolve())
+    except FileNotFoundError:  # the current directory was removed
+        return False
+
+
+def _foreign(folder: Path, listed: Collection[str]) -> str:
+    """The first file or link below ``folder`` that the manifest does not list; empty when there is none."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name != manifest.NAME and name not in listed and (path.is_symlink() or not path.is_dir()):
+            return name
+    return ""
 
 
 def _swap(partial: Path, path: Path) -> None:
@@ -121,8 +197,12 @@ def _remove_stale(path: Path) -> None:
     prefix = f".{path.name}.partial-"
     for sibling in path.parent.iterdir():
         owner = sibling.name.removeprefix(prefix).partition("-")[0]
-        if sibling.name.startswith(prefix) and owner.isdigit() and not _alive(int(owner)):
+        if sibling.name.startswith(prefix) and _is_process(owner) and not _alive(int(owner)):
             shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _is_process(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10  # kernel limit: 2^22
 
 
 def _alive(process: int) -> bool:
@@ -139,12 +219,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _disk(path: Path, fault: OSError) -> ResourceError:
-    where = f" ({fault.filename})" if fault.filename else ""
-    return ResourceError(
-        "E601",
-        f"{path} cannot be written: {fault.strerror}{where}.",
-        "The former output, if any, is untouched.",
-    )

@@ -61,6 +61,17 @@ def check_manifest(folder: Path) -> list[str]:
     return faults
 
 
+def listed_files(folder: Path) -> frozenset[str] | None:
+    """The names in the manifest of a folder that this program wrote; None when it has no such manifest."""
+    try:
+        content = _read(folder)
+    except (InputError, OSError, RecursionError):
+        return None
+    if not content.keys() >= {"format_version", "command", "versions"}:
+        return None
+    return frozenset(content["files"])
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that take part; those that are not installed are left out."""
     found = {"python": platform.python_version()}
