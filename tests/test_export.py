@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -171,3 +172,52 @@ def test_the_source_graph_is_not_changed(two_layers: Path, tmp_path: Path) -> No
     export(two_layers, tmp_path / "out", QUICK)
     assert two_layers.read_bytes() == before
     assert ir.load(two_layers).graph.initializers["first"].const_value is not None
+
+
+@pytest.mark.parametrize("fault", ["dangling", "no operand", "alpha"])
+def test_a_graph_that_is_no_valid_model_is_an_input_error(tmp_path: Path, fault: str) -> None:
+    proto = ir.to_proto(model_of(TWO_LAYERS, first=normal(64, 96), second=normal(48, 96), bias=normal(48)))
+    node = proto.graph.node[2 if fault == "alpha" else 0]
+    if fault == "dangling":
+        node.input[0] = "nowhere"
+    elif fault == "no operand":
+        del node.input[1:]
+    else:
+        node.attribute.append(onnx.helper.make_attribute("alpha", "half"))
+    (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError) as caught:
+        export(tmp_path / "in.onnx", tmp_path / "out", QUICK)
+    assert caught.value.code == "E103"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_is_not_replaced_by_its_own_export(tmp_path: Path) -> None:
+    base = bcq.quantize(save("bert", tmp_path / "model"), tmp_path / "base", bits=2, method="greedy")
+    for source in (base, tmp_path / "base"):
+        with pytest.raises(UsageError, match="overlap") as caught:
+            export(source, tmp_path / "base")
+        assert caught.value.code == "E203"
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+
+
+def test_an_upper_case_suffix_is_an_onnx_file_too(two_layers: Path, tmp_path: Path) -> None:
+    two_layers.rename(tmp_path / "IN.ONNX")
+    assert export(tmp_path / "IN.ONNX", tmp_path / "out", QUICK).kind == "graph"
+
+
+def test_an_export_of_an_export_is_called_that(two_layers: Path, tmp_path: Path) -> None:
+    export(two_layers, tmp_path / "out", QUICK)
+    with pytest.raises(UnsupportedError, match="an export already") as caught:
+        export(tmp_path / "out", tmp_path / "again")
+    assert caught.value.code == "E401"
+
+
+def test_a_damaged_side_file_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save("bert", tmp_path / "model")
+    (source / "generation_config.json").write_text("[]")
+    monkeypatch.setattr(sys.modules["bcq.export"], "AtomicFolder", _never)
+    with pytest.raises(InputError, match=str(source / "generation_config.json")) as caught:
+        export(source, tmp_path / "out")
+    assert caught.value.code == "E102"

@@ -83,3 +83,10 @@ def test_a_pattern_that_matches_nothing_names_the_closest() -> None:
 def test_group_size_zero_means_one_group_a_row() -> None:
     assert group_size_for(QuantizeOptions(group_size=0), 300) == 300
     assert group_size_for(QuantizeOptions(group_size=128), 64) == 128
+
+
+@pytest.mark.parametrize("overrides", [[("h.*", 4)], [None], "h.*=4"])
+def test_overrides_of_another_form_are_a_usage_error(overrides: Any) -> None:
+    with pytest.raises(UsageError, match="overrides") as caught:
+        QuantizeOptions(overrides=overrides)
+    assert caught.value.code == "E202"

@@ -142,3 +142,63 @@ def test_progress_is_told_once_a_matrix(model: Path, tmp_path: Path) -> None:
     assert told[0] == ("quantize", 6)
     assert len(told) == 8
     assert told[-1] == "done"
+
+
+def configure(model: Path, **changes: Any) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"quantization_config": "x"}, "E102"), ({"n_layer": 0}, "E102"), ({"n_layer": -1}, "E102")],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(
+    model: Path, tmp_path: Path, changes: dict[str, Any], code: str
+) -> None:
+    configure(model, **changes)
+    with pytest.raises(BcqError, match=next(iter(changes))) as caught:
+        quantize(model, tmp_path / "base")
+    assert caught.value.code == code
+
+
+def test_a_weight_of_a_layer_that_the_model_lacks_is_named(model: Path, tmp_path: Path) -> None:
+    stray = ATTENTION.replace("h.0", "h.9")
+    change(model, stray, torch.zeros(64, 192))
+    with pytest.raises(BcqError, match=stray) as caught:
+        quantize(model, tmp_path / "base")
+    assert caught.value.code == "E107"
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.h.0.attn.bias", "transformer.h.9.attn.masked_bias", "classifier.weight"]
+)
+def test_a_leftover_that_is_no_layer_of_the_model_is_harmless(model: Path, tmp_path: Path, name: str) -> None:
+    change(model, name, torch.ones(16, 16))
+    assert name in quantize(model, tmp_path / "base").dense_names()
+
+
+def test_a_damaged_side_file_is_found_before_the_work_and_named_where_it_lies(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "generation_config.json").write_text("[]")
+    with pytest.raises(BcqError, match=str(model / "generation_config.json")) as caught:
+        quantize(model, tmp_path / "base", progress=Never())
+    assert caught.value.code == "E102"
+
+
+class Never:
+    def start(self, what: str, total: int) -> None:
+        raise AssertionError("work began")
+
+    def step(self, name: str, detail: str = "") -> None: ...
+
+    def done(self) -> None: ...
+
+
+def test_a_base_does_not_replace_its_source(model: Path, tmp_path: Path) -> None:
+    for output in (model, model / "base", tmp_path):
+        with pytest.raises(BcqError) as caught:
+            quantize(model, output)
+        assert caught.value.code == "E203"
+    assert (model / SINGLE).is_file()

@@ -73,7 +73,7 @@ class AtomicFolder:
             shutil.rmtree(self._partial, ignore_errors=True)
             if not done:
                 self._remove_parents()
-        cause = fault.__cause__ if self._is_own(fault) else fault
+        cause = fault.__cause__ if fault is not None and self._is_own(fault) else fault
         if isinstance(cause, OSError):
             raise self._disk(cause) from cause
 
@@ -85,7 +85,7 @@ class AtomicFolder:
             except OSError:
                 return
 
-    def _is_own(self, fault: BaseException | None) -> bool:
+    def _is_own(self, fault: BaseException) -> bool:
         """Whether a full disk was already explained with a path that only exists during the run."""
         return (
             isinstance(fault, ResourceError) and fault.code == "E601" and str(self._partial) in fault.message

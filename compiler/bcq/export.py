@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq import report
-from bcq.atomic import AtomicFolder
+from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
 from bcq.checkpoint import Checkpoint, read_config, read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
@@ -82,18 +82,20 @@ def export(
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
-        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, or for an output
-            folder that holds something else.
-        UnsupportedError: E401 for an architecture that is not exported, E402 below 90 %.
+        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, for an output
+            folder that holds something else, and for one that overlaps the source.
+        UnsupportedError: E401 for an architecture that is not exported or a source that is an export
+            already, E402 below 90 %.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
+    check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     with AtomicFolder(output) as folder:
         if isinstance(opened, QuantizedBase):
             kind, packed = _export_base(opened, folder, progress)
-        elif opened.suffix == ".onnx":
+        elif _is_graph(opened):
             kind, packed = "graph", _export_file(opened, folder, options or QuantizeOptions(), progress)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
@@ -110,18 +112,22 @@ def export(
 
 def _opened(source: str | Path | QuantizedBase, options: QuantizeOptions | None) -> Source:
     """The base where the source is one, else the path of a model folder or ``.onnx`` file."""
+    from bcq.quantize import check_side_files
+
     if not isinstance(source, QuantizedBase):
         source = Path(source)
-        if source.suffix == ".onnx" and not source.is_dir():
+        if _is_graph(source):
             if not source.is_file():
                 raise InputError(
                     "E101", f"the file {source} does not exist.", "Give the path of an ONNX file."
                 )
             return source
+        _check_not_export(source)
         config = read_config(source)
         architecture_of(config)
         if not is_base(config):
             Checkpoint.open(source)
+            check_side_files(source)
             return source
         source = QuantizedBase.open(source)
     if options is not None:
@@ -131,7 +137,21 @@ def _opened(source: str | Path | QuantizedBase, options: QuantizeOptions | None)
             "Leave them out, or export the dense model.",
         )
     architecture_of(source.config)
+    check_side_files(source.folder)
     return source
+
+
+def _is_graph(source: Path) -> bool:
+    """Whether a path is meant as an ``.onnx`` file."""
+    return source.suffix.lower() == ".onnx" and not source.is_dir()
+
+
+def _check_not_export(folder: Path) -> None:
+    """Refuses what this program exported before; a base holds ``model.safetensors`` and no graph."""
+    if (folder / MODEL_FILE).is_file() and (folder / report.REPORT_FILE).is_file():
+        raise UnsupportedError(
+            "E401", f"{folder} is an export already.", "Give the base or the dense model that it was made of."
+        )
 
 
 def _check_tools(source: Source) -> None:
@@ -147,7 +167,7 @@ def _check_tools(source: Source) -> None:
             f"the package {fault.name} is not installed; exporting needs it.",
             "pip install 'onnx-bcq[compile]'",
         ) from fault
-    if not (isinstance(source, Path) and source.suffix == ".onnx"):
+    if not (isinstance(source, Path) and _is_graph(source)):
         from bcq.runtime import library_path
 
         library_path()
@@ -182,7 +202,8 @@ def _export_file(path: Path, folder: Path, options: QuantizeOptions, progress: P
     from bcq.passes import SolveOnTheFly
 
     model = onnx_file.load(path)
-    packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress)
+    with onnx_file.explained(path):
+        packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
 

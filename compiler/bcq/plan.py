@@ -56,6 +56,8 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.overrides, str):
+            raise UsageError("E202", f"overrides: got {self.overrides!r}, expected a list of such texts.")
         object.__setattr__(self, "overrides", tuple(_parsed(entry) for entry in self.overrides))
         _check_bits("--bits", self.bits)
         multiple = contract.GROUP_SIZE_MULTIPLE
@@ -156,8 +158,12 @@ def _forms(name: str) -> list[str]:
     return suffixes + [suffix.removesuffix(".weight") for suffix in suffixes if suffix.endswith(".weight")]
 
 
-def _parsed(entry: Override | str) -> Override:
-    return parse_override(entry) if isinstance(entry, str) else entry
+def _parsed(entry: object) -> Override:
+    if isinstance(entry, Override):
+        return entry
+    if isinstance(entry, str):
+        return parse_override(entry)
+    raise UsageError("E202", f"overrides: got {entry!r}, expected text such as 'h.*.mlp.*=4'.")
 
 
 def _is_int(value: object) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bcq import contract, packing
-from bcq.atomic import AtomicFolder
+from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import BaseMatrix, QuantizedBase, is_base, metadata
-from bcq.checkpoint import SINGLE, Checkpoint
+from bcq.checkpoint import SINGLE, Checkpoint, read_config, read_json
 from bcq.errors import InputError, UnsupportedError
 from bcq.manifest import write_manifest
 from bcq.matrices import MatrixInfo, find_matrices
@@ -32,6 +32,8 @@ SIDE_FILES = (
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "modules.json",
     "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
+_OBJECTS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_LAYER_COUNTS = ("n_layer", "num_hidden_layers", "num_layers")
 _NO_HASH = "0" * 64
 
 
@@ -94,12 +96,15 @@ def quantize(
     Raises:
         InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or
             infinity.
-        UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else.
+        UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else or
+            overlaps the model folder.
         UnsupportedError: E401 for an unknown architecture or a model that is quantized already.
         ResourceError: E601 when the disk is full.
     """
     options = options or QuantizeOptions()
     checkpoint = _open(model_folder)
+    check_apart(checkpoint.folder, output)
+    check_side_files(checkpoint.folder)
     planned, packed = _plan(checkpoint, find_matrices(checkpoint), options)
     with AtomicFolder(output) as folder:
         errors = _write_weights(checkpoint, packed, options, folder / SINGLE, progress)
@@ -109,6 +114,17 @@ def quantize(
         _write_json(folder / REPORT, report(done, options))
         write_manifest(folder, command, options.seed)
     return QuantizedBase.open(output)
+
+
+def check_side_files(source: Path) -> None:
+    """Reads the small JSON files that a run copies, so that a damaged one is found before the work.
+
+    Raises:
+        InputError: E102 when one is not a JSON object.
+    """
+    for name in _OBJECTS:
+        if (source / name).is_file():
+            read_json(source / name)
 
 
 def copy_side_files(source: Path, target: Path) -> None:
@@ -129,6 +145,7 @@ def report(matrices: list[PlannedMatrix], options: QuantizeOptions) -> dict[str,
 
 
 def _open(model_folder: str | Path) -> Checkpoint:
+    _check_config(Path(model_folder))
     checkpoint = Checkpoint.open(model_folder)
     section = checkpoint.config.get("quantization_config")
     if section:
@@ -139,10 +156,56 @@ def _open(model_folder: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def _check_config(folder: Path) -> None:
+    """What the rest relies on: an object for the quantization, at least one layer, no export."""
+    config = read_config(folder)
+    section = config.get("quantization_config")
+    if section and not isinstance(section, dict):
+        raise InputError(
+            "E102", f"{folder / 'config.json'}: quantization_config is {section!r}, expected an object."
+        )
+    if is_base(config) and not (folder / SINGLE).is_file() and (folder / "model.onnx").is_file():
+        raise UnsupportedError("E401", f"{folder} is an export already.", "Give the dense model.")
+    for name in _LAYER_COUNTS:
+        count = config.get(name, 1)
+        if isinstance(count, int) and count < 1:
+            raise InputError(
+                "E102", f"{folder / 'config.json'}: {name} is {count}, expected at least 1 layer."
+            )
+
+
+def _check_leftover(checkpoint: Checkpoint, found: list[MatrixInfo]) -> None:
+    """Refuses weights of layers that the model does not have.
+
+    Other tensors without a parameter (buffers, heads, poolers) are harmless: no layer of the model has a
+    matrix of their name. Layers that only predict further tokens are left out by transformers too.
+
+    Raises:
+        InputError: E107 with the first such tensor.
+    """
+    used = {info.stored for info in found}
+    families = {_family(name) for name in used}
+    strays = [name for name in checkpoint.names() if name not in used and _family(name) in families]
+    strays = [name for name in strays if checkpoint.is_float(name) and len(checkpoint.shape(name)) >= 2]
+    if strays and not checkpoint.config.get("num_nextn_predict_layers"):
+        raise InputError(
+            "E107",
+            f"{checkpoint.folder} holds '{strays[0]}' ({len(strays)} such tensors), "
+            "a weight of a layer that the model of config.json does not have.",
+            "Check the number of layers in config.json.",
+        )
+
+
+def _family(name: str) -> str:
+    """The name with stars for numbers of layers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 def _plan(
     checkpoint: Checkpoint, found: list[MatrixInfo], options: QuantizeOptions
 ) -> tuple[list[PlannedMatrix], dict[str, BaseMatrix]]:
     """All matrices in module order, and those to pack by their checkpoint names."""
+    _check_leftover(checkpoint, found)
     check_overrides(options, [info.name for info in found])
     tied: dict[str, list[str]] = {}
     for info in found:
