@@ -11,7 +11,7 @@ import pytest
 
 from bcq import bench
 from bcq.bench import contenders, measure
-from bcq.errors import ParityFailure
+from bcq.errors import ParityFailure, UsageError
 
 
 def small(cold: bool = False) -> bench.BenchResult:
@@ -72,3 +72,13 @@ def test_weights_of_a_contender_differ_from_copy_to_copy() -> None:
     random = np.random.default_rng(0)
     contender = contenders.nbits(32, 128, 4)
     assert (contender.draw(random).tensors["B"] != contender.draw(random).tensors["B"]).any()
+
+
+def test_cold_weights_of_a_tiny_shape_are_refused_before_any_copy_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "_Model", None)  # the first one would fail
+    with pytest.raises(UsageError, match=r"64x64.*copies") as caught:
+        measure.run(shapes=[(4096, 4096), (64, 64)], bits=(3,))
+    assert caught.value.code == "E202"
+    assert "--weights hot" in caught.value.hint

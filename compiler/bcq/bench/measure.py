@@ -21,11 +21,12 @@ from bcq.bench.bandwidth import ReadBandwidth
 from bcq.bench.contenders import Contender, Weights, bcq, dense, nbits, write_model
 from bcq.bench.result import BenchResult, Measurement
 from bcq.core import Core
-from bcq.errors import ParityFailure
+from bcq.errors import ParityFailure, UsageError
 from bcq.progress import SILENT, Progress
 from bcq.runtime import default_options, register_library
 
 COLD_BYTES = 96 * 2**20  # copies of the weights that a cold round reads: more than the caches hold
+MAX_COPIES = 2000  # nodes of one model; with more, onnxruntime takes minutes to load it
 WARM_UP = 2
 HOT_RUNS = 20  # products in one hot sample
 PEER_BITS = (2, 4, 8)
@@ -79,8 +80,11 @@ def run(
         One measurement per problem and contender.
 
     Raises:
+        UsageError: E202 for a shape of which cold weights would need more than 2,000 copies.
         ParityFailure: E502 when a contender computes something else than float64 arithmetic within its class.
     """
+    if True in cold:
+        _check_copies(shapes, bits, group_size)
     measurements: list[Measurement] = []
     progress.start("bench", len(shapes) * len(m_values) * len(cold) * len(threads))
     for (rows, inputs), is_cold in product(shapes, cold):
@@ -109,6 +113,22 @@ def _versions() -> dict[str, str]:
 def _contenders(rows: int, inputs: int, bits: Sequence[int], group_size: int) -> list[Contender]:
     ours = [bcq(rows, inputs, q, group_size) for q in bits]
     return [*ours, dense(rows, inputs), *(nbits(rows, inputs, b, PEER_BLOCK) for b in PEER_BITS)]
+
+
+def _check_copies(shapes: Sequence[tuple[int, int]], bits: Sequence[int], group_size: int) -> None:
+    """Refuses shapes so small that cold weights would be a model of very many nodes."""
+    for rows, inputs in shapes:
+        if rows * inputs > 8 * COLD_BYTES // MAX_COPIES:  # one bit a weight is enough then
+            continue
+        for contender in _contenders(rows, inputs, bits, group_size):
+            copies = ceil_div(COLD_BYTES, contender.draw(np.random.default_rng(0)).nbytes)
+            if copies > MAX_COPIES:
+                raise UsageError(
+                    "E202",
+                    f"--shapes {rows}x{inputs}: cold weights of {contender.name} would need {copies:,} "
+                    f"copies, at most {MAX_COPIES:,} are made.",
+                    "Use --weights hot, or a larger shape.",
+                )
 
 
 class _Model:
