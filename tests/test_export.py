@@ -221,3 +221,23 @@ def test_a_damaged_side_file_is_found_before_the_work(
     with pytest.raises(InputError, match=str(source / "generation_config.json")) as caught:
         export(source, tmp_path / "out")
     assert caught.value.code == "E102"
+
+
+def test_the_report_of_a_graph_has_the_error_of_each_matrix(two_layers: Path, tmp_path: Path) -> None:
+    from bcq.solver import relative_error, solve
+
+    export(two_layers, tmp_path / "out", QUICK)
+    matrices = json.loads((tmp_path / "out" / "bcq_report.json").read_text())["matrices"]
+    dense = np.ascontiguousarray(normal(64, 96).T)
+    assert matrices[0]["relative_error"] == relative_error(dense, solve(dense, 2, 32, "greedy"))
+    assert 0 < matrices[1]["relative_error"] < 1
+
+
+def test_the_report_of_a_model_has_the_errors_of_its_base(tmp_path: Path) -> None:
+    base = bcq.quantize(save("bert", tmp_path / "model"), tmp_path / "base", bits=2, method="greedy")
+    export(base, tmp_path / "out")
+    files = [tmp_path / folder / "bcq_report.json" for folder in ("base", "out")]
+    solved, packed = ([m for m in json.loads(f.read_text())["matrices"] if m["bits"]] for f in files)
+    errors = {matrix["name"]: matrix["relative_error"] for matrix in solved}
+    assert packed
+    assert all(matrix["relative_error"] == errors[matrix["name"]] for matrix in packed)

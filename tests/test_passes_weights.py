@@ -92,11 +92,12 @@ class Base:
 
     def __init__(self, weights: dict[str, PackedWeight], **options: Any) -> None:
         self.weights = weights
+        self.folder = Path("absent")  # it has no report, so errors are not known
         self.config = {"quantization_config": {"quant_method": "bcq", **options}}
 
     def find(self, name: str) -> Any:
         stored = name.removesuffix(".tied")
-        return type("Found", (), {"stored": stored}) if stored in self.weights else None
+        return type("Found", (), {"stored": stored, "name": stored}) if stored in self.weights else None
 
     def packed(self, name: str) -> PackedWeight:
         return self.weights[name.removesuffix(".tied")]

@@ -123,3 +123,12 @@ def test_a_table_aligns_numbers_to_the_right() -> None:
 
 def test_peak_ram_is_that_of_a_python_process() -> None:
     assert 5e6 < report.peak_ram() < 1e12  # an interpreter takes at least 5 MB
+
+
+def test_the_worst_matrix_is_named_with_its_error() -> None:
+    rows = [row("a", relative_error=0.01), row("b", relative_error=0.25), row("c")]
+    text = report.summary_text(report.summarize(rows, 1000, 1.0), rows)
+    assert [line for line in text.splitlines() if line.startswith("worst")] == [
+        "worst       b: relative error 0.2500 (squared)"
+    ]
+    assert "worst" not in report.summary_text(report.summarize(rows[2:], 1000, 1.0), rows[2:])

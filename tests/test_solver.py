@@ -71,6 +71,8 @@ def odd_weights(rows: int, inputs: int, seed: int, kind: int) -> Float32:
         rng.standard_normal((rows, inputs)) * 1e-9,
         rng.standard_normal((rows, inputs)) ** 9,
     ][kind]
+    if kind >= 4:
+        dense[0, 0] = 1.0  # a matrix of tiny weights alone is refused
     return dense.astype(np.float32)
 
 
@@ -164,3 +166,17 @@ def test_a_transposed_view_is_solved_like_its_copy() -> None:
     dense = draw("normal", 64, 32)
     view, copied = solve(dense.T, 2, 32), solve(np.ascontiguousarray(dense.T), 2, 32)
     np.testing.assert_array_equal(view.words, copied.words)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-8, False), (1e-8, True), (1e-5, False)])
+def test_weights_too_small_for_float16_are_refused_by_name(scale: float, offset: bool) -> None:
+    dense = np.random.default_rng(0).standard_normal((32, 64), dtype=np.float32) * np.float32(scale)
+    with pytest.raises(InputError, match=r"tiny.*too small") as caught:
+        solve(dense, 3, 32, offset=offset, name="tiny")
+    assert caught.value.code == "E106"
+    assert "tiny=keep" in caught.value.hint
+
+
+def test_zeros_and_a_constant_are_not_too_small() -> None:
+    assert not solve(np.zeros((16, 32), np.float32), 2, 32).alpha.any()
+    solve(np.full((16, 32), 0.5, np.float32), 2, 32, offset=True)

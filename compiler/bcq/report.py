@@ -31,6 +31,8 @@ class Row:
         packed_bytes: bytes of codes, alphas and offset, 0 where it stays dense.
         reason: why it stays dense, or with which matrix a tied one is shared.
         requested: whether the user asked for it.
+        relative_error: sum of squared errors over the sum of squared weights, None where it stays dense or
+            is not known.
     """
 
     name: str
@@ -43,11 +45,12 @@ class Row:
     packed_bytes: int
     reason: str
     requested: bool
+    relative_error: float | None = None
 
     @classmethod
     def of(cls, matrix: Mapping[str, Any]) -> Row:
         """A row of a report file or the fields of a record; both spellings of the kind are known."""
-        kinds = matrix.get("kinds")
+        kinds, error = matrix.get("kinds"), matrix.get("relative_error")
         bits = matrix["bits"]
         return cls(
             name=str(matrix["name"]),
@@ -60,6 +63,7 @@ class Row:
             packed_bytes=0 if bits is None else int(matrix["packed_bytes"]),
             reason=str(matrix.get("reason", "")),
             requested=bool(matrix.get("requested", False)),
+            relative_error=None if error is None else float(error),
         )
 
     @property
@@ -168,11 +172,21 @@ def summary_text(summary: Summary, matrices: Sequence[Row] = ()) -> str:
         f"peak memory {megabytes(summary.peak_ram)}",
         f"time        {summary.seconds:.1f} s",
     ]
+    lines += _worst(matrices)
     dense = [row for row in matrices if not row.packed and not row.tied]
     lines += [f"dense       {m.name} [{m.rows} x {m.inputs}]: {m.reason}" for m in dense[:LISTED]]
     if len(dense) > LISTED:
         lines.append(f"dense       ... and {len(dense) - LISTED} more, see {REPORT_FILE}")
     return "\n".join(lines)
+
+
+def _worst(matrices: Sequence[Row]) -> list[str]:
+    """A line that names the packed matrix with the largest relative error, where errors are known."""
+    errors = {row.name: row.relative_error for row in matrices if row.relative_error is not None}
+    if not errors:
+        return []
+    name = max(errors, key=errors.__getitem__)
+    return [f"worst       {name}: relative error {errors[name]:.4f} (squared)"]
 
 
 def megabytes(count: int) -> str:

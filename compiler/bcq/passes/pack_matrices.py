@@ -64,7 +64,9 @@ def _pack(model: ir.Model, work: Work, matrix: Matrix, taken: set[str]) -> Matri
     matrix.packed = PackedValues(
         _initializers(model.graph, matrix.ref.name, packed, taken), _attributes(packed)
     )
-    return _record(matrix, packed, f"packed, but a dense copy stays: {dense}" if dense else "", False)
+    record = _record(matrix, packed, f"packed, but a dense copy stays: {dense}" if dense else "", False)
+    errors = getattr(work.source, "errors", {})  # a source that only copies planes need not know them
+    return replace(record, relative_error=errors.get(matrix.ref.name)) if record.packed else record
 
 
 def _initializers(graph: ir.Graph, name: str, packed: PackedWeight, taken: set[str]) -> tuple[ir.Value, ...]:

@@ -21,6 +21,8 @@ class MatrixRecord:
         packed_bytes: bytes of its four packed tensors, 0 when no reader was packed.
         reason: why it counts as dense; empty otherwise.
         requested: the user asked for it to stay dense.
+        relative_error: sum of squared errors over the sum of squared weights; None when it counts as dense,
+            or when the source does not know it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class MatrixRecord:
     packed_bytes: int
     reason: str
     requested: bool = False
+    relative_error: float | None = None
 
     @property
     def packed(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from bcq import contract, packing, plan
+from bcq import contract, packing, plan, report
 from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
@@ -73,7 +73,11 @@ class Left:
 
 
 class WeightSource(Protocol):
-    """Gives the packed form of a matrix."""
+    """Gives the packed form of a matrix.
+
+    One that knows how far the packed values are from the original ones says so in a dictionary ``errors``:
+    the relative error by the name under which :meth:`pack` was asked.
+    """
 
     def identity(self, matrix: MatrixRef) -> str:
         """A key that is equal for matrices that hold the same values: those are packed once."""
@@ -93,6 +97,7 @@ class SolveOnTheFly:
     def __init__(self, options: plan.QuantizeOptions, spool: Path | None = None) -> None:
         self.options = options
         self.spool = spool
+        self.errors: dict[str, float] = {}
 
     def identity(self, matrix: MatrixRef) -> str:
         """Hash of the float32 ``[N, K]`` values, so an initializer and its transposed copy are one matrix."""
@@ -102,7 +107,7 @@ class SolveOnTheFly:
 
     def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
         """Solves the matrix with the bits that the options give to its name."""
-        from bcq.solver import solve  # late: a base needs no solver
+        from bcq.solver import relative_error, solve  # late: a base needs no solver
 
         options = self.options
         choice = plan.choice_for(matrix.name, options, embedding=GATHER_KIND in matrix.kinds)
@@ -124,6 +129,7 @@ class SolveOnTheFly:
             seed=options.seed,
             name=matrix.name,
         )
+        self.errors[matrix.name] = relative_error(dense, weight)
         return spooled(packing.pack(weight), self.spool)
 
 
@@ -136,11 +142,15 @@ class FromBase:
 
     def __init__(self, base: QuantizedBase) -> None:
         self.base = base
+        self.errors: dict[str, float] = {}
+        rows = report.read_report(base.folder) or []
+        self._known = {row.name: row.relative_error for row in rows if row.relative_error is not None}
 
     def identity(self, matrix: MatrixRef) -> str:
         """The name under which the base stores it, shared by tied parameters, and the orientation."""
         known = self.base.find(matrix.name)
-        return f"{known.stored if known else matrix.name} {matrix.rows}x{matrix.inputs}"
+        name = known.stored if known else f"{matrix.name} {id(matrix.tensor)}"
+        return f"{name} {matrix.rows}x{matrix.inputs}"
 
     def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
         """The base's matrix of the same name.
@@ -148,8 +158,11 @@ class FromBase:
         Raises:
             InputError: E109 when its N or K differ from the graph's.
         """
-        if self.base.find(matrix.name) is None:
+        known = self.base.find(matrix.name)
+        if known is None:
             return self._left(matrix)
+        if known.name in self._known:
+            self.errors[matrix.name] = self._known[known.name]
         packed = self.base.packed(matrix.name)
         got, expected = (packed.rows, packed.inputs), (matrix.rows, matrix.inputs)
         if got != expected:

@@ -20,6 +20,7 @@ from bcq.solver.uniform import clipped_rtn
 
 BLOCK_WEIGHTS = 1 << 19  # weights solved at a time: temporaries stay below about 32 bytes a weight
 MAX_WORKERS = 4
+SMALLEST_NORMAL = 2.0**-14  # of float16; below it alphas lose digits, and below 2^-25 they become zero
 
 
 def solve(
@@ -43,7 +44,8 @@ def solve(
         name: of the tensor, for errors.
 
     Raises:
-        InputError: E106 when a weight is NaN, infinite or too large for float16 alphas.
+        InputError: E106 when a weight is NaN, infinite or too large for float16 alphas, or when all weights
+            are too small for them.
         ValueError: when shapes or options do not fit.
     """
     rows, inputs = weights.shape
@@ -65,6 +67,7 @@ def solve(
     with ThreadPoolExecutor(max_workers=_workers()) as pool:
         for _ in pool.map(solve_rows, _blocks(rows, inputs)):
             pass  # blocks do not depend on each other, so neither does the result on the number of threads
+    _check_scale(weights, alpha, offsets, name)
     return BcqWeight(words, alpha, offsets, inputs, group_size)
 
 
@@ -160,4 +163,19 @@ def _check_range(coefficients: Float64, name: str) -> None:
             "E106",
             f"{name}: a weight is too large for float16 scaling factors (limit 65504).",
             "Keep this matrix dense with --set 'NAME=keep'.",
+        )
+
+
+def _check_scale(
+    weights: Float32, alpha: NDArray[np.float16], offsets: NDArray[np.float16] | None, name: str
+) -> None:
+    """Refuses a matrix of which float16 keeps little or nothing; one of zeros alone is exact."""
+    stored = [alpha] if offsets is None else [alpha, offsets]
+    largest = max(float(np.abs(part).max(initial=0.0)) for part in stored)
+    if largest < SMALLEST_NORMAL and weights.any():
+        raise InputError(
+            "E106",
+            f"{name}: the weights are too small for float16 scaling factors: the largest of these is "
+            f"{largest:.1e}, expected at least {SMALLEST_NORMAL:.1e}.",
+            f"Keep this matrix dense with --set '{name}=keep'.",
         )
