@@ -33,7 +33,8 @@ class Counting:
         return self.inputs
 
     def get_outputs(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in ("logits", "present.0.key", "present.0.value")]
+        names = ("logits", "present.0.key", "present.0.value")
+        return [SimpleNamespace(name=name, shape=["b", "s", VOCABULARY]) for name in names]
 
     def run(self, names: None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self.feeds.append(feeds)
@@ -87,15 +88,20 @@ def test_asking_for_no_tokens_runs_nothing() -> None:
     ("prompt", "count", "reason"),
     [
         ([], 1, "empty"),
-        ([10], 1, "token id 10, expected 0 to 9"),
+        ([10], 1, r"token id 10, expected 0 to 9 \(the model has 10 tokens\)"),
+        ([1.0], 1, "token id 1.0"),
+        (["a"], 1, "token id 'a'"),
+        (np.zeros((1, 2), np.int64), 1, "ndarray"),
+        (None, 1, "NoneType"),
+        ([1], 1.0, "max_new_tokens: got 1.0"),
+        ([1], "1", "max_new_tokens: got '1'"),
+        ([1], True, "max_new_tokens: got True"),
         ([-1], 1, "token id -1"),
         ([1], -1, "max_new_tokens"),
         ([1, 2], 31, "32 positions"),
     ],
 )
-def test_a_prompt_that_cannot_run_is_refused_before_any_work(
-    prompt: list[int], count: int, reason: str
-) -> None:
+def test_a_prompt_that_cannot_run_is_refused_before_any_work(prompt: Any, count: Any, reason: str) -> None:
     session = Counting()
     with pytest.raises(UsageError, match=reason) as caught:
         model(session).generate(prompt, max_new_tokens=count)
@@ -108,6 +114,43 @@ def test_a_prompt_that_cannot_run_is_refused_before_any_work(
 def test_a_text_prompt_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         model(Counting(), folder=tmp_path).generate("text")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"top_k": 2.5}, {"top_k": "2"}, {"seed": None}, {"seed": 1.0}, {"temperature": "1"}, {"top_p": None}],
+)
+def test_sampling_options_of_another_type_are_refused(sampling: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(sampling))) as caught:
+        model(Counting()).generate([1], max_new_tokens=1, **{"temperature": 1, **sampling})
+    assert caught.value.code == "E202"
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_refused_with_its_place() -> None:
+    text = model(Counting())
+    text._tokenizer = object()
+    with pytest.raises(UsageError, match="udc80' at position 2") as caught:
+        text.generate("ab\udc80")
+    assert caught.value.code == "E202"
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({}, "model: got None"),
+        ({"model": []}, "model"),
+        ({"model": {"vocab_size": 10}}, r"model\.context_length: got None"),
+        ({"model": {"context_length": "x", "vocab_size": 10}}, r"model\.context_length: got 'x'"),
+        ({"model": {"context_length": 8, "vocab_size": 0}}, r"model\.vocab_size: got 0"),
+        ({"model": {"context_length": 8, "vocab_size": 11}}, r"model\.vocab_size: got 11, expected 10"),
+        ({"model": {"context_length": 8, "vocab_size": 10, "eos_token_id": "e"}}, r"model\.eos_token_id"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_file_and_key(config: dict[str, Any], key: str) -> None:
+    with pytest.raises(InputError, match=key) as caught:
+        Model(Path("folder"), Counting(), config)
+    assert caught.value.code == "E102"
+    assert "genai_config.json" in str(caught.value)
 
 
 def test_text_in_gives_text_out_and_streams_whole_characters(tmp_path: Path) -> None:

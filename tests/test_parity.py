@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is the reference")
@@ -16,6 +18,7 @@ from bcq import parity, parity_graph
 from bcq.errors import InputError, UsageError
 from bcq.export import export
 from bcq.exported import ExportedWeights
+from bcq.manifest import write_manifest
 from bcq.parity import compare, random_tokens, relative_rms, row_cosines, verify
 from bcq.plan import QuantizeOptions
 from bcq.reference import Decoded
@@ -109,9 +112,108 @@ def test_flipped_codes_are_found(pair: tuple[Path, Path]) -> None:
     content = bytearray(data.read_bytes())
     content[0] ^= 1
     data.write_bytes(content)
+    write_manifest(pair[1], [], 0)  # a manifest that was made for the damaged file
     with pytest.raises(InputError, match="hash") as caught:
         verify(pair[1], pair[0])
     assert caught.value.code == "E109"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "bcq_report.json"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_flipped_bit_in_any_file_is_refused_with_its_name(
+    pair: tuple[Path, Path], name: str, place: int
+) -> None:
+    content = bytearray((pair[1] / name).read_bytes())
+    content[place] ^= 1
+    (pair[1] / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} has other content") as caught:
+        verify(pair[1])
+    assert (caught.value.code, caught.value.exit_code) == ("E109", 3)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"files": {}}'])
+def test_a_folder_without_a_manifest_of_its_model_is_refused(
+    pair: tuple[Path, Path], text: str | None
+) -> None:
+    (pair[1] / "MANIFEST.json").unlink()
+    if text is not None:
+        (pair[1] / "MANIFEST.json").write_text(text)
+    with pytest.raises(InputError, match=r"MANIFEST\.json") as caught:
+        verify(pair[1])
+    assert caught.value.code == "E109"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda node: node.attribute.append(onnx.helper.make_attribute("extra", 1)), "attribute 'extra'"),
+        (lambda node: node.attribute.remove(node.attribute[0]), "attribute 'format_version': got none"),
+        (lambda node: setattr(node, "op_type", "BcqOther"), "BcqOther"),
+    ],
+)
+def test_a_node_that_the_contract_does_not_know_is_refused(
+    pair: tuple[Path, Path], change: Callable[[Any], None], reason: str
+) -> None:
+    model = onnx.load(pair[1] / "model.onnx", load_external_data=False)
+    change(next(node for node in model.graph.node if node.domain == "bcq"))
+    onnx.save(model, pair[1] / "model.onnx")
+    write_manifest(pair[1], [], 0)
+    with pytest.raises(InputError, match=reason) as caught:
+        verify(pair[1])
+    assert caught.value.code == "E109"
+
+
+def test_a_constant_that_is_read_in_both_directions_matches_both_of_its_packed_forms(tmp_path: Path) -> None:
+    graph = """graph (int64[n] tokens) => (float[n, 64] y) {
+        rows = Gather (table, tokens)
+        turned = Transpose <perm = [1, 0]> (table)
+        logits = MatMul (rows, turned)
+        y = MatMul (logits, table)
+    }"""
+    write_model(model_of(graph, table=normal(100, 64)), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", tmp_path / "out", OPTIONS)
+    assert len(ExportedWeights.open(tmp_path / "out").packed) == 2
+    assert verify(tmp_path / "out", tmp_path / "in.onnx").ok
+
+
+def test_two_equal_constants_match_both_of_their_packed_forms(tmp_path: Path) -> None:
+    graph = """graph (float[n, 64] x) => (float[n, 64] y) {
+        z = MatMul (x, one)
+        y = MatMul (z, two)
+    }"""
+    write_model(model_of(graph, one=normal(64, 64), two=normal(64, 64)), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", tmp_path / "out", OPTIONS)
+    assert verify(tmp_path / "out", tmp_path / "in.onnx").ok
+
+
+def test_a_graph_that_holds_only_for_one_row_is_compared_on_one(tmp_path: Path) -> None:
+    graph = """graph (float[n, 64] x) => (float[m, 1, 80] y) {
+        one = Reshape (x, shape)
+        y = MatMul (one, head)
+    }"""
+    shape = np.array([1, 1, 64], np.int64)
+    write_model(model_of(graph, head=normal(64, 80), shape=shape), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", tmp_path / "out", OPTIONS)
+    assert verify(tmp_path / "out", tmp_path / "in.onnx").ok
+    assert verify(tmp_path / "out").ok
+
+
+def test_a_constant_that_stays_dense_for_one_reader_keeps_its_values_there(tmp_path: Path) -> None:
+    graph = """graph (int64[n] tokens) => (float[n, 64] y, float[100, n] z) {
+        y = Gather (table, tokens)
+        z = Gather <axis = 1> (table, tokens)
+    }"""
+    write_model(model_of(graph, table=normal(100, 64)), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", tmp_path / "out", OPTIONS, allow_partial=True)
+    assert ExportedWeights.open(tmp_path / "out").gather_rows == {"tokens": 64}
+    assert verify(tmp_path / "out", tmp_path / "in.onnx").ok
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_steps_below_one_are_refused(tmp_path: Path, steps: Any) -> None:
+    with pytest.raises(UsageError, match="steps") as caught:
+        verify(tmp_path, steps=steps)
+    assert caught.value.code == "E202"
 
 
 def test_tokens_stay_within_the_rows_that_a_graph_looks_up(pair: tuple[Path, Path]) -> None:

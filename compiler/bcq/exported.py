@@ -16,6 +16,7 @@ from bcq.packing import PackedWeight
 MODEL_FILE = "model.onnx"
 _SUFFIX = ".codes"
 _SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_ATTRIBUTE_TYPES = {"int": ir.AttributeType.INT, "string": ir.AttributeType.STRING}
 _PARTS = ("codes", "alpha_1", "alpha_rest", "offset")
 
 
@@ -27,7 +28,7 @@ class ExportedWeights:
         packed: nodes' packed matrices, by the name of the matrix.
         dense: every other initializer by its name.
         matmuls: how many nodes multiply with a packed matrix.
-        gather_rows: for each graph input that looks rows up in a packed matrix, the fewest rows of these.
+        gather_rows: for each graph input that looks rows up in a constant, the fewest rows of these.
     """
 
     packed: dict[str, PackedWeight]
@@ -40,12 +41,15 @@ class ExportedWeights:
         """Reads the structure of ``model.onnx`` in a folder.
 
         Raises:
-            InputError: as `bcq.frontends.onnx_file.load`; E109 for a BCQ node whose inputs do not fit.
+            InputError: as `bcq.frontends.onnx_file.load`; E109 for a BCQ node whose inputs do not fit, or
+                whose attributes are not those of ``ops/contract.json``.
         """
         from bcq.frontends import onnx_file
 
         model = onnx_file.load(folder / MODEL_FILE)
         nodes = [node for node in model.graph.all_nodes() if node.domain == contract.DOMAIN]
+        for node in nodes:
+            _check_node(node)
         packed: dict[str, PackedWeight] = {}
         parts: set[str | None] = set()
         for node in nodes:
@@ -58,7 +62,7 @@ class ExportedWeights:
             if value.const_value is not None and name not in parts
         }
         matmuls = sum(node.op_type == contract.MATMUL.name for node in nodes)
-        return cls(packed, dense, matmuls, _gather_rows(nodes))
+        return cls(packed, dense, matmuls, _gather_rows(model))
 
     def names(self) -> set[str]:
         """Names of all matrices and dense tensors."""
@@ -67,6 +71,21 @@ class ExportedWeights:
     def dequantized(self, name: str) -> Float32:
         """A packed matrix as float32 ``[N, K]``."""
         return packing.unpack(self.packed[name]).dequantize()
+
+
+def _check_node(node: ir.Node) -> None:
+    """Refuses an operator or an attribute that the contract does not know, and one that is missing."""
+    op = contract.OPS.get(node.op_type)
+    if op is None:
+        raise _malformed(node, f"got this operator, expected one of {', '.join(contract.OPS)}")
+    for name in node.attributes:
+        if name not in op.attributes:
+            raise _malformed(node, f"got attribute '{name}', which the operator does not have")
+    for name, kind in op.attributes.items():
+        found = node.attributes.get(name)
+        if found is None or found.type != _ATTRIBUTE_TYPES[kind]:
+            got = "none" if found is None else found.type.name
+            raise _malformed(node, f"attribute '{name}': got {got}, expected {kind}")
 
 
 def _constants(node: ir.Node) -> list[ir.TensorProtocol]:
@@ -86,14 +105,26 @@ def _packed(node: ir.Node, constants: list[ir.TensorProtocol]) -> PackedWeight:
     return packed
 
 
-def _gather_rows(nodes: list[ir.Node]) -> dict[str, int]:
+def _gather_rows(model: ir.Model) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for node in nodes:
-        name = _graph_input(node.inputs[0])
-        if node.op_type == contract.GATHER.name and name is not None:
-            count = node.attributes.get_int("N", 0) or 0
+    for node in model.graph.all_nodes():
+        count, indices = _looked_up(node)
+        name = _graph_input(indices)
+        if count and name is not None:
             rows[name] = min(count, rows.get(name, count))
     return rows
+
+
+def _looked_up(node: ir.Node) -> tuple[int, ir.Value | None]:
+    """How many rows a node chooses from and the value that chooses; 0 when it is no look-up in a constant."""
+    if node.domain == contract.DOMAIN and node.op_type == contract.GATHER.name:
+        return node.attributes.get_int("N", 0) or 0, node.inputs[0]
+    table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] else None
+    if table is None or not table.shape:
+        return 0, None
+    axis = node.attributes.get_int("axis", 0) or 0
+    sizes = table.shape.numpy()
+    return (sizes[axis] if -len(sizes) <= axis < len(sizes) else 0), node.inputs[1]
 
 
 def _graph_input(value: ir.Value | None) -> str | None:

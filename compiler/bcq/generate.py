@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.genai import CONFIG_FILE
-from bcq.sampling import Chooser, chooser
+from bcq.sampling import Chooser, chooser, is_integer
 
 TOKENIZER_FILE = "tokenizer.json"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -31,15 +31,16 @@ class Model:
     """
 
     def __init__(self, folder: Path, session: Any, config: dict[str, Any]) -> None:
-        described = config["model"]
+        described = _described(folder / CONFIG_FILE, config)
         self.folder = folder
         self.session = session
-        self.context_length = int(described["context_length"])
-        self.vocabulary = int(described["vocab_size"])
+        self.context_length: int = described["context_length"]
+        self.vocabulary: int = described["vocab_size"]
         end = described.get("eos_token_id", [])
         self.end_tokens = frozenset(end if isinstance(end, list) else [end])
         self._inputs = {value.name: value for value in session.get_inputs()}
         self._outputs = [value.name for value in session.get_outputs()]
+        _check_vocabulary(folder / CONFIG_FILE, self.vocabulary, session)
         self._tokenizer: Any = None
 
     @overload
@@ -136,13 +137,10 @@ class Model:
             yield rest
 
     def _check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
-        if not prompt:
-            raise UsageError("E202", "the prompt is empty, expected at least one token.")
-        outside = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
-        if outside is not None:
-            raise UsageError("E202", f"prompt: got token id {outside}, expected 0 to {self.vocabulary - 1}.")
-        if max_new_tokens < 0:
-            raise UsageError("E202", f"max_new_tokens: got {max_new_tokens}, expected at least 0.")
+        if not is_integer(max_new_tokens) or max_new_tokens < 0:
+            raise UsageError(
+                "E202", f"max_new_tokens: got {max_new_tokens!r}, expected an integer, at least 0."
+            )
         if len(prompt) + max_new_tokens > self.context_length:
             raise UsageError(
                 "E202",
@@ -152,9 +150,8 @@ class Model:
             )
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.tokenizer.encode(prompt).ids)
-        return [int(token) for token in prompt]
+        tokens = tokenize(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return check_tokens(tokens, self.vocabulary)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens))
@@ -193,6 +190,73 @@ def load(folder: str | Path, with_library: bool = True) -> Model:
         )
     config = read_json(folder / CONFIG_FILE)
     return Model(folder, session(folder, with_library=with_library), config)
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int) -> list[int]:
+    """Token ids as plain integers.
+
+    Raises:
+        UsageError: E202 when there is none, or one is not an id of the vocabulary.
+    """
+    if not isinstance(tokens, Sequence | np.ndarray) or np.ndim(tokens) != 1:
+        raise UsageError("E202", f"prompt: got {type(tokens).__name__}, expected text or token ids.")
+    if not len(tokens):
+        raise UsageError("E202", "the prompt is empty, expected at least one token.")
+    for token in tokens:
+        if not is_integer(token) or not 0 <= token < vocabulary:
+            raise UsageError(
+                "E202",
+                f"prompt: got token id {token!r}, expected 0 to {vocabulary - 1}"
+                f" (the model has {vocabulary} tokens).",
+            )
+    return [int(token) for token in tokens]
+
+
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text.
+
+    Raises:
+        UsageError: E202 when the text holds half of a surrogate pair, which no tokenizer takes.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as fault:
+        raise UsageError(
+            "E202", f"prompt: got {text[fault.start]!a} at position {fault.start}, expected valid Unicode."
+        ) from fault
+    return list(tokenizer.encode(text).ids)
+
+
+def _described(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The model section of ``genai_config.json``.
+
+    Raises:
+        InputError: E102 for a key that is missing or of another type.
+    """
+    described = config.get("model")
+    if not isinstance(described, dict):
+        raise _wrong(file, "model", described, "an object")
+    for key in ("context_length", "vocab_size"):
+        value = described.get(key)
+        if not is_integer(value) or described[key] < 1:
+            raise _wrong(file, f"model.{key}", value, "an integer that is at least 1")
+    end = described.get("eos_token_id", [])
+    if not all(is_integer(token) for token in (end if isinstance(end, list) else [end])):
+        raise _wrong(file, "model.eos_token_id", end, "a token id or a list of them")
+    return described
+
+
+def _check_vocabulary(file: Path, vocabulary: int, session: Any) -> None:
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    if not outputs.get("logits"):
+        raise InputError("E102", f"{file.parent}: the model has no output 'logits'.", "Export it again.")
+    width = outputs["logits"][-1]
+    if isinstance(width, int) and width != vocabulary:
+        raise _wrong(file, "model.vocab_size", vocabulary, f"{width}, the width of the model's logits")
+
+
+def _wrong(file: Path, key: str, got: object, expected: str) -> InputError:
+    return InputError("E102", f"{file}: {key}: got {got!r}, expected {expected}.", "Export the model again.")
 
 
 def open_tokenizer(folder: Path) -> Any:

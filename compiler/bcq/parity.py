@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.checkpoint import read_json
-from bcq.errors import InputError
+from bcq.errors import InputError, UsageError
 from bcq.genai import CONFIG_FILE
+from bcq.manifest import NAME, check_manifest
 from bcq.progress import SILENT, Progress
+from bcq.sampling import is_integer
 
 if TYPE_CHECKING:
     from bcq.exported import ExportedWeights
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # covers the float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands).
 OPERATOR_TOLERANCE = 1e-4
 DEFAULT_PROMPT = 12  # tokens
+MODEL_FILE = "model.onnx"
 Array = NDArray[Any]
 
 
@@ -43,6 +46,7 @@ class ParityResult:
         original: ``relative``, ``cosine`` (mean) and ``top_1_agreement`` against the original weights, to
             inform; None when no original was given.
         layers: for decoders on demand, the relative RMS of each layer's keys and values.
+        reason: why `ok` is False when the export was not made from the given original, else None.
     """
 
     ok: bool
@@ -53,6 +57,7 @@ class ParityResult:
     tokens_equal: bool | None = None
     original: dict[str, float] | None = None
     layers: list[dict[str, Any]] = field(default_factory=list)
+    reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -74,22 +79,29 @@ def verify(
     Args:
         folder: what ``bcq export`` wrote.
         against: the original model folder or ``.onnx`` file. Without it there are no figures on the
-            original weights, and an export of an ``.onnx`` file is compared with its own functions.
+            original weights, and an export of an ``.onnx`` file is compared with its own functions. Of a
+            folder, sizes, dense tensors and the likeness of every matrix are compared, too.
         prompt: text to run on; needs the folder's tokenizer.
         tokens: token ids to run on, instead of `prompt`; seeded random ones when neither is given.
-        steps: decode steps with cache (decoders).
+        steps: decode steps with cache (decoders), at least 1.
         per_layer: also report each layer's keys and values (decoders).
         progress: told about each stage.
 
     Raises:
-        InputError: E101 to E109 for a folder that is missing or damaged.
+        InputError: E101 to E109 for a folder that is missing or damaged; E109 for a file that is not as
+            ``MANIFEST.json`` records it.
+        ParityFailure: E501 when the export cannot run where the original does.
+        UsageError: E202 for steps, a prompt or tokens that cannot be run.
         ResourceError: E603 when a package or the library is missing.
     """
+    if not is_integer(steps) or steps < 1:
+        raise UsageError("E202", f"steps: got {steps!r}, expected an integer that is at least 1.")
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
             "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
         )
+    check_files(folder)
     if (folder / CONFIG_FILE).is_file():
         from bcq.parity_decoder import verify_decoder
 
@@ -101,6 +113,25 @@ def verify(
     from bcq.parity_graph import verify_graph
 
     return verify_graph(folder, _path(against), progress)
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a folder whose files are not those that ``MANIFEST.json`` records.
+
+    Raises:
+        InputError: E109 for the first file that is missing, differs, or is of the model and not listed.
+    """
+    try:
+        faults = check_manifest(folder)
+        listed = read_json(folder / NAME)["files"]
+    except InputError as fault:
+        raise InputError("E109", fault.message, fault.hint) from fault
+    except (OSError, RecursionError) as fault:
+        raise InputError("E109", f"{folder / NAME} cannot be read: {fault}.", "Export again.") from fault
+    model = [MODEL_FILE, *sorted(path.name for path in folder.glob(MODEL_FILE + ".*"))]
+    faults += [f"{name} is not listed in {NAME}." for name in model if name not in listed]
+    if faults:
+        raise InputError("E109", f"{folder}: {faults[0]}", "Copy the folder, or export the model, again.")
 
 
 def tolerance(weights: ExportedWeights) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 from bcq import parity
 from bcq.errors import UsageError
 from bcq.exported import ExportedWeights
-from bcq.generate import Model, load
+from bcq.generate import Model, check_tokens, load, tokenize
 from bcq.parity import ParityResult
+from bcq.parity_source import difference
 from bcq.progress import Progress
 from bcq.reference import Decoded, decode, dequantized_model, original_model
 
@@ -41,6 +42,9 @@ def verify_decoder(
     result = _with_tokens(result, got, expected, len(start))
     if per_layer:
         result = replace(result, layers=_layers(got, expected))
+    reason = None if against is None else difference(folder, weights, against)
+    if reason is not None:
+        return replace(result, ok=False, reason=reason)
     if against is not None:
         original = decode(original_model(against), start, steps, forced=expected.tokens)
         progress.step("PyTorch with the original weights")
@@ -63,17 +67,18 @@ def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> D
 
 def _prompt(model: Model, prompt: str | None, tokens: Sequence[int] | None, steps: int) -> list[int]:
     if tokens is None and prompt is not None:
-        tokens = list(model.tokenizer.encode(prompt).ids)
+        tokens = tokenize(model.tokenizer, prompt)
     if tokens is None:
         room = model.context_length - steps
         tokens = parity.random_tokens(model.vocabulary, max(1, min(parity.DEFAULT_PROMPT, room)))
-    if not tokens or len(tokens) + steps > model.context_length:
+    tokens = check_tokens(tokens, model.vocabulary)
+    if len(tokens) + steps > model.context_length:
         raise UsageError(
             "E202",
-            f"{len(tokens)} prompt tokens and {steps} steps, expected at least one token and at most"
+            f"{len(tokens)} prompt tokens and {steps} steps, expected at most"
             f" {model.context_length} positions.",
         )
-    return list(tokens)
+    return tokens
 
 
 def _with_tokens(result: ParityResult, got: Decoded, expected: Decoded, prompt: int) -> ParityResult:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq import parity
+from bcq.errors import InputError, UsageError
 from bcq.exported import ExportedWeights
-from bcq.generate import open_tokenizer
+from bcq.generate import check_tokens, open_tokenizer, tokenize
 from bcq.parity import ParityResult
+from bcq.parity_source import difference
 from bcq.progress import Progress
 from bcq.reference import dequantized_model, encode, original_model
 from bcq.runtime import session
@@ -35,6 +37,9 @@ def verify_encoder(
     progress.step("onnxruntime")
     mask = feeds["attention_mask"]
     result = parity.compare(_real(got, mask), _real(expected, mask), parity.tolerance(weights))
+    reason = None if against is None else difference(folder, weights, against)
+    if reason is not None:
+        return replace(result, ok=False, reason=reason)
     if against is not None:
         original = encode(original_model(against), feeds, names)
         progress.step("PyTorch with the original weights")
@@ -47,12 +52,26 @@ def verify_encoder(
 def _tokens(
     folder: Path, prompt: str | None, tokens: Sequence[int] | None, weights: ExportedWeights
 ) -> list[int]:
+    vocabulary = _vocabulary(folder, weights)
+    if tokens is None and prompt is not None:
+        tokens = tokenize(open_tokenizer(folder), prompt)
     if tokens is not None:
-        return list(tokens)
-    if prompt is not None:
-        return list(open_tokenizer(folder).encode(prompt).ids)
-    vocabulary = weights.gather_rows.get("input_ids") or parity.described(folder)["vocab_size"]
+        return _within_positions(folder, check_tokens(tokens, vocabulary))
     return parity.random_tokens(vocabulary, parity.DEFAULT_PROMPT)
+
+
+def _vocabulary(folder: Path, weights: ExportedWeights) -> int:
+    size = weights.gather_rows.get("input_ids") or parity.described(folder).get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise InputError("E102", f"{folder / 'config.json'}: vocab_size: got {size!r}, expected an integer.")
+    return size
+
+
+def _within_positions(folder: Path, tokens: list[int]) -> list[int]:
+    positions = parity.described(folder).get("max_position_embeddings")
+    if isinstance(positions, int) and len(tokens) > positions:
+        raise UsageError("E202", f"{len(tokens)} tokens, expected at most {positions} positions.")
+    return tokens
 
 
 def _feeds(tokens: list[int], inputs: Sequence[str]) -> dict[str, NDArray[np.int64]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ def chooser(temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: 
     Raises:
         UsageError: E202 for a value outside its range.
     """
-    _check("temperature", temperature, temperature >= 0, "at least 0")
-    _check("top_k", top_k, top_k >= 0, "at least 0")
-    _check("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
-    _check("seed", seed, seed >= 0, "at least 0")
+    _check("temperature", temperature, _is_number(temperature) and temperature >= 0, "a number, at least 0")
+    _check("top_k", top_k, is_integer(top_k) and top_k >= 0, "an integer, at least 0")
+    _check("top_p", top_p, _is_number(top_p) and 0 < top_p <= 1, "a number, above 0 and at most 1")
+    _check("seed", seed, is_integer(seed) and seed >= 0, "an integer, at least 0")
     if temperature == 0:
         return lambda logits: int(np.argmax(logits))
     random = np.random.default_rng(seed)
@@ -61,6 +62,15 @@ def candidates(
     return order, probabilities / probabilities.sum()
 
 
-def _check(name: str, value: float, valid: bool, expected: str) -> None:
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, Python's or NumPy's; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check(name: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
         raise UsageError("E202", f"{name}: got {value!r}, expected {expected}.")

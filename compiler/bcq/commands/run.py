@@ -48,9 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.folder)
     began = time.monotonic()
     pieces: list[str | int] = []
+    stream = model.stream(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
     if not arguments.json:
         print(arguments.prompt or "", end="", file=arguments.out, flush=True)
-    for piece in model.stream(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments)):
+    for piece in stream:
         if not arguments.json:
             print(piece if isinstance(piece, str) else f"{piece} ", end="", file=arguments.out, flush=True)
         pieces.append(piece)

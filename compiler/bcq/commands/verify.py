@@ -50,7 +50,7 @@ def text(result: ParityResult) -> str:
     """The figures, one a line, and the verdict first."""
     tokens = {True: "identical", False: "DIFFERENT", None: "-"}[result.tokens_equal]
     lines = [
-        "parity        " + ("ok" if result.ok else "FAILED: not what PyTorch computes"),
+        "parity        " + ("ok" if result.ok else f"FAILED: {result.reason or 'not what PyTorch computes'}"),
         f"relative RMS  {result.relative:.2e} (tolerance {result.tolerance:.0e})",
         f"largest error {result.max_abs:.2e}",
         f"cosine        {result.cosine:.7f}",
