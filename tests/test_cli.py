@@ -109,6 +109,8 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ["quantize", "m", "-o", "o", "--method", "magic"],
         ["run", "out"],
         ["run", "out", "-p", "a", "--tokens", "1"],
+        ["verify", "out", "--steps", "0"],
+        ["verify", "out", "--steps", "-1"],
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(

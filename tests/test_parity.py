@@ -209,6 +209,19 @@ def test_a_constant_that_stays_dense_for_one_reader_keeps_its_values_there(tmp_p
     assert verify(tmp_path / "out", tmp_path / "in.onnx").ok
 
 
+def test_a_float16_graph_may_differ_by_the_roundings_of_float16(tmp_path: Path) -> None:
+    graph = """graph (int64[n] tokens) => (float16[n, 80] y) {
+        rows = Gather (table, tokens)
+        y = MatMul (rows, head)
+    }"""
+    table, head = normal(50, 64).astype(np.float16), normal(64, 80).astype(np.float16)
+    write_model(model_of(graph, table=table, head=head), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", tmp_path / "out", OPTIONS)
+    result = verify(tmp_path / "out", tmp_path / "in.onnx")
+    assert result.ok
+    assert result.tolerance < 1e-3  # sqrt(2) * 5e-4
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
 def test_steps_below_one_are_refused(tmp_path: Path, steps: Any) -> None:
     with pytest.raises(UsageError, match="steps") as caught:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # about its own relative size, so m of them add up to sqrt(m) times as much. One more term of the same size
 # covers the float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands).
 OPERATOR_TOLERANCE = 1e-4
+# In a float16 graph each result is rounded on both sides, and the reference's weights are, too: three
+# roundings of at most half a unit in the last place, 2^-11 / sqrt(3) RMS each, add up to 2^-11.
+HALF_ROUNDING = 2.0**-11
 DEFAULT_PROMPT = 12  # tokens
 MODEL_FILE = "model.onnx"
 Array = NDArray[Any]
@@ -134,9 +137,15 @@ def check_files(folder: Path) -> None:
         raise InputError("E109", f"{folder}: {faults[0]}", "Copy the folder, or export the model, again.")
 
 
-def tolerance(weights: ExportedWeights) -> float:
-    """What the relative RMS of the outputs may reach; the derivation stands at `OPERATOR_TOLERANCE`."""
-    return OPERATOR_TOLERANCE * math.sqrt(weights.matmuls + 1)
+def tolerance(weights: ExportedWeights, half: bool = False) -> float:
+    """What the relative RMS of the outputs may reach; the derivation stands at `OPERATOR_TOLERANCE`.
+
+    Args:
+        weights: the exported weights.
+        half: whether the graph computes in float16.
+    """
+    each = math.hypot(OPERATOR_TOLERANCE, HALF_ROUNDING) if half else OPERATOR_TOLERANCE
+    return each * math.sqrt(weights.matmuls + 1)
 
 
 def compare(got: Sequence[Array], expected: Sequence[Array], allowed: float) -> ParityResult:

@@ -45,7 +45,9 @@ def verify_graph(folder: Path, against: Path | None, progress: Progress) -> Pari
     progress.step("onnxruntime on the functions" if against is None else "onnxruntime on the original graph")
     got = _run(running, feeds)
     progress.step("onnxruntime with the library")
-    allowed = parity.tolerance(weights)
+    allowed = parity.tolerance(
+        weights, half=any(array.dtype == np.float16 for array in [*got, *feeds.values()])
+    )
     if against is None:
         progress.done()
         return parity.compare(_rows(got), _rows(original), allowed)
