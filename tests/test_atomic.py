@@ -139,11 +139,11 @@ def test_the_current_directory_is_not_replaced(tmp_path: Path, monkeypatch: pyte
     assert text_of(tmp_path / "out") == "one"
 
 
-@pytest.mark.parametrize(("source", "output"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "b/../a")])
-def test_an_output_that_overlaps_its_source_is_refused(tmp_path: Path, source: str, output: str) -> None:
+@pytest.mark.parametrize(("source", "output"), [("a", "a"), ("a/b", "a"), ("a", "b/../a")])
+def test_an_output_that_would_replace_its_source_is_refused(tmp_path: Path, source: str, output: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "b").mkdir()
-    with pytest.raises(UsageError, match="overlap") as caught:
+    with pytest.raises(UsageError, match="would replace its source") as caught:
         check_apart(tmp_path / source, tmp_path / output)
     assert caught.value.code == "E203"
     check_apart(tmp_path / "a", tmp_path / "ab")

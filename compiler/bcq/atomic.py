@@ -104,15 +104,14 @@ class AtomicFolder:
 
 
 def check_apart(source: Path, output: str | Path) -> None:
-    """Refuses an output that would replace its own source, or lie inside it.
+    """Refuses an output that would replace its own source; one inside the source's folder does no harm.
 
     Raises:
-        UsageError: E203 when the two are the same, or one is inside the other.
+        UsageError: E203 when the source is the output folder or lies inside it.
     """
-    one, other = source.resolve(), Path(output).resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
+    if source.resolve().is_relative_to(Path(output).resolve()):
         raise UsageError(
-            "E203", f"the output {output} and the source {source} overlap.", "Choose another output."
+            "E203", f"the output {output} would replace its source {source}.", "Choose another output."
         )
 
 

@@ -83,7 +83,7 @@ def export(
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
         UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, for an output
-            folder that holds something else, and for one that overlaps the source.
+            folder that holds something else, and for one that would replace the source.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.

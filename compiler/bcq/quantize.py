@@ -97,7 +97,7 @@ def quantize(
         InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or
             infinity.
         UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else or
-            overlaps the model folder.
+            would replace the model folder.
         UnsupportedError: E401 for an unknown architecture or a model that is quantized already.
         ResourceError: E601 when the disk is full.
     """
