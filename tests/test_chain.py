@@ -267,7 +267,7 @@ def plain_export(source: Path, path: Path, layers: int, heads: int, size: int) -
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "heads", "size"), [("gpt2", 4, 16), ("llama", 2, 18)])
+@pytest.mark.parametrize(("kind", "heads", "size"), [("gpt2", 4, 16), ("opt", 4, 16), ("llama", 2, 18)])
 def test_a_file_by_the_plain_torch_exporter_goes_the_same_way(
     kind: str, heads: int, size: int, tmp_path: Path
 ) -> None:
