@@ -7,16 +7,21 @@ import ctypes
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bcq import contract
 from bcq.core import Core, GatherProblem, KernelRow, MatMulProblem
+from bcq.packing import pack
+from nodes import activations, random_weight
 
 CORE = Core.load()
 RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 FOLDERS = {"BcqMatMul": "bcq_matmul", "BcqGather": "bcq_gather"}
 # The values of BCQ_CPU_* in runtime/core/bcq_core.h.
 AVX2, AVX512, VBMI, VNNI = 1, 2, 4, 8
+# The accuracy_level that each method serves; every other method serves level 0.
+LEVEL_OF = {"t8": 4, "exact": 1}
 THIS_ARCHITECTURE = (
     {"neon", "sve"} if CORE.isa_name(CORE.detected_flags()) in ("neon", "dotprod") else {"avx"}
 )
@@ -138,3 +143,36 @@ def test_instruction_sets_are_named_by_all_of_their_flags() -> None:
     }
     names[AVX2 | AVX512 | VBMI | VNNI] = "avx512vnni"
     assert {flags: CORE.isa_name(flags) for flags in names} == names
+
+
+def kernels_of_this_machine() -> list[str]:
+    flags = CORE.detected_flags()
+    return [row.name for row in CORE.kernels(contract.MATMUL.name) if row.flags & ~flags == 0]
+
+
+@pytest.mark.parametrize("kernel", kernels_of_this_machine())
+@pytest.mark.parametrize(
+    ("rows", "inputs", "bits", "group"), [(37, 200, 3, 200), (64, 256, 2, 128), (16, 96, 4, 32)]
+)
+def test_a_resident_copy_gives_the_bits_of_the_mapped_codes(
+    kernel: str, rows: int, inputs: int, bits: int, group: int
+) -> None:
+    level = LEVEL_OF.get(kernel.partition("_")[2], 0)
+    weight = pack(random_weight(rows, inputs, bits, group, offset=True))
+    a = activations(5, inputs)
+    a[1] *= 1e30  # outside the tables' range: kernels take another path through the same codes
+    copy = CORE.make_resident(weight, kernel=kernel, accuracy_level=level)
+    assert copy.ctypes.data % 64 == 0
+    # Each line of 16 words holds the bits that it held, in some order.
+    ones = [
+        np.unpackbits(codes.reshape(-1, 16).view(np.uint8), axis=1).sum(1) for codes in (copy, weight.codes)
+    ]
+    np.testing.assert_array_equal(ones[0], ones[1])
+    mapped = CORE.matmul(a, weight, kernel=kernel, accuracy_level=level)
+    resident = CORE.matmul(a, weight, kernel=kernel, accuracy_level=level, resident=copy)
+    assert resident.tobytes() == mapped.tobytes()
+
+
+def test_a_resident_copy_for_an_unknown_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel none: unknown kernel name"):
+        CORE.make_resident(pack(random_weight(16, 32, 1, 32)), kernel="none")

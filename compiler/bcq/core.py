@@ -29,7 +29,7 @@ class MatMulProblem(ctypes.Structure):
         ("bits", ctypes.c_int32),
         ("a_is_half", ctypes.c_int32),
         ("accuracy_level", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("resident", ctypes.c_int32),
         ("a", ctypes.c_void_p),
         ("a_stride", ctypes.c_int64),
         ("y", ctypes.c_void_p),
@@ -155,6 +155,7 @@ class Core:
         kernel: str | None = None,
         parts: int = 0,
         accuracy_level: int = 0,
+        resident: NDArray[np.uint32] | None = None,
     ) -> NDArray[Any]:
         """Y = A W^T.
 
@@ -164,6 +165,7 @@ class Core:
             kernel: a name from `kernels`, or None for the one that is selected here.
             parts: pieces that the work is cut into, one after the other; 0 chooses.
             accuracy_level: see ``ops/README.md``.
+            resident: codes from `make_resident` for the same kernel, used instead of the weight's own.
 
         Returns:
             ``[M, N]`` of the type of ``a``.
@@ -186,12 +188,47 @@ class Core:
             y_stride=weight.rows,
             **_weight_pointers(weight),
         )
+        if resident is not None:
+            problem.codes, problem.resident = resident.ctypes.data, 1
         name = None if kernel is None else kernel.encode()
         scratch = _aligned(self.library.bcq_matmul_scratch_bytes(ctypes.byref(problem), name))
         error = self.library.bcq_matmul(ctypes.byref(problem), name, scratch.ctypes.data, parts, None, None)
         if error is not None:
             raise ValueError(f"kernel {kernel}: {self._text(error)}")
         return y
+
+    def make_resident(
+        self, weight: PackedWeight, *, kernel: str | None = None, accuracy_level: int = 0
+    ) -> NDArray[np.uint32]:
+        """A copy of a weight's codes in the order that a kernel reads, for `matmul`.
+
+        Args:
+            weight: the packed matrix ``[N, K]``.
+            kernel: a name from `kernels`, or None for the one that is selected here.
+            accuracy_level: see ``ops/README.md``.
+
+        Returns:
+            uint32 ``[T, C, q, 16]`` that starts at a multiple of 64 bytes; only the order inside each line
+            of 16 words differs from the weight's codes.
+
+        Raises:
+            ValueError: when the kernel is unknown or needs another CPU.
+        """
+        copy = _aligned(weight.codes.nbytes).view(np.uint32).reshape(weight.codes.shape)
+        problem = MatMulProblem(
+            M=1,
+            K=weight.inputs,
+            N=weight.rows,
+            group_size=weight.group_size,
+            bits=weight.bits,
+            accuracy_level=accuracy_level,
+            **_weight_pointers(weight),
+        )
+        name = None if kernel is None else kernel.encode()
+        error = self.library.bcq_matmul_make_resident(ctypes.byref(problem), name, copy.ctypes.data)
+        if error is not None:
+            raise ValueError(f"kernel {kernel}: {self._text(error)}")
+        return copy
 
     def gather(
         self, indices: NDArray[Any], weight: PackedWeight, *, kernel: str | None = None, parts: int = 0
@@ -230,13 +267,14 @@ def _load(path: Path) -> Core:
         ) from error
     for name in ("contract", "isa_name", "isa_error", "kernel_name", "kernel_source", "select_matmul"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
-    for name in ("select_gather", "matmul", "gather"):
+    for name in ("select_gather", "matmul", "matmul_make_resident", "gather"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
     for name in ("cpu_flags", "detected_cpu_flags", "kernel_flags"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_uint32
     library.bcq_matmul_scratch_bytes.restype = ctypes.c_size_t
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.bcq_matmul.argtypes = [pointer, ctypes.c_char_p, pointer, size, pointer, pointer]
+    library.bcq_matmul_make_resident.argtypes = [pointer, ctypes.c_char_p, pointer]
     library.bcq_gather.argtypes = [pointer, ctypes.c_char_p, size, pointer, pointer]
     return Core(path, library)
 

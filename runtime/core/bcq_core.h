@@ -39,12 +39,12 @@ typedef struct BcqMatMulProblem {
   int32_t bits;
   int32_t a_is_half;      /* 0: A and Y are float32; 1: both float16 */
   int32_t accuracy_level; /* 0 to 4, ops/README.md */
-  int32_t reserved;
+  int32_t resident;       /* 0: codes as on disk; 1: codes are what bcq_matmul_make_resident wrote for the same kernel */
   const void* a; /* [M, K] */
   int64_t a_stride;
   void* y; /* [M, N] */
   int64_t y_stride;
-  const uint32_t* codes;      /* [T, C, q, 16] */
+  const uint32_t* codes;      /* [T, C, q, 16]; in the order of resident, see above */
   const uint16_t* alpha_1;    /* float16 [T, G, 16] */
   const uint16_t* alpha_rest; /* float16 [T, G, q-1, 16]; NULL when q = 1 */
   const uint16_t* offset;     /* float16 [T, G, 16], or NULL */
@@ -89,13 +89,19 @@ BCQ_EXPORT uint32_t bcq_kernel_flags(const char* op, int32_t index);
 BCQ_EXPORT const char* bcq_select_matmul(const BcqMatMulProblem* problem, uint32_t flags);
 BCQ_EXPORT const char* bcq_select_gather(const BcqGatherProblem* problem, uint32_t flags);
 
+/* Copies problem->codes, which are as on disk, into `to`: as many bytes, 64-byte aligned, not overlapping. Each line of
+ * 16 words stays where it is; inside a line the words take the order in which `kernel` reads them fastest, which for
+ * many kernels is the order of the disk. A problem with codes = to and resident = 1 then gives the same bits as before,
+ * with this kernel and no other. Reads N, K, bits, codes, and what selects a kernel when `kernel` is NULL.
+ * Returns NULL, or one line that says why nothing was copied. */
+BCQ_EXPORT const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char* kernel, uint32_t* to);
 /* Bytes of scratch that bcq_matmul needs, 64-byte aligned. `kernel` NULL: the one selected for this machine. */
 BCQ_EXPORT size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* kernel);
 /* Runs the problem. `parallel_for` NULL: one part after the other on this thread; `parts` 0: chosen by the work.
  * Returns NULL, or one line that says why nothing was computed (unknown kernel, CPU lacks it). */
 BCQ_EXPORT const char* bcq_matmul(const BcqMatMulProblem* problem, const char* kernel, void* scratch, size_t parts,
                                   BcqParallelFor parallel_for, void* pool);
-/* The same for a gather; it needs no scratch. */
+/* Runs a gather; it needs no scratch and takes codes as on disk only. */
 BCQ_EXPORT const char* bcq_gather(const BcqGatherProblem* problem, const char* kernel, size_t parts,
                                   BcqParallelFor parallel_for, void* pool);
 /* Position of the first index outside [-N, N-1], or -1. */

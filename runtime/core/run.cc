@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs a kernel over parts of its work: first the activations of all rows, then the row tiles.
 #include <algorithm>
+#include <cstring>
 
 #include "core/bcq_core.h"
 #include "core/dispatch.h"
@@ -87,6 +88,16 @@ const char* refuse(const Kernel* kernel) {
   return nullptr;
 }
 
+// One line of codes: 16 words of one chunk and one plane.
+void order_lines(const MatMulProblem& p, const MatMulKernel& kernel, uint32_t* to) {
+  const int64_t lines = tiles(p) * ((p.K + kWordBits - 1) / kWordBits) * p.bits;
+  if (kernel.order_line == nullptr) {
+    std::memcpy(to, p.codes, size_t(lines) * kTileRows * sizeof(uint32_t));
+    return;
+  }
+  for (int64_t line = 0; line < lines; ++line) kernel.order_line(p.codes + line * kTileRows, to + line * kTileRows);
+}
+
 // The rows [begin, begin + kPanelRows) of a problem, or as many as there are.
 MatMulProblem panel_of(const MatMulProblem& p, int64_t begin) {
   const size_t element = p.a_is_half ? sizeof(uint16_t) : sizeof(float);
@@ -133,6 +144,16 @@ const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* 
   for (int64_t begin = 0; begin < problem->M; begin += bcq::kPanelRows) {
     bcq::run_panel(bcq::panel_of(*problem, begin), *kernel, scratch, parts, parallel_for, pool);
   }
+  return nullptr;
+}
+
+const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char* name, uint32_t* to) {
+  const bcq::MatMulKernel* kernel =
+      name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
+  const char* error = bcq::refuse(kernel);
+  if (error != nullptr) return error;
+  if (problem->resident != 0) return "the codes are a resident copy already";
+  bcq::order_lines(*problem, *kernel, to);
   return nullptr;
 }
 

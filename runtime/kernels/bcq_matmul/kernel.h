@@ -32,6 +32,10 @@ struct MatMulKernel {
   void (*prepare)(const MatMulProblem&, void* scratch, int64_t begin_row, int64_t end_row);
   // Computes the row tiles [begin, end) of 16 outputs each for all M rows.
   void (*run)(const MatMulProblem&, const void* scratch, int64_t begin_tile, int64_t end_tile);
+  // Writes one line of codes (16 words of one chunk and plane, 4-byte aligned, to a 64-byte aligned one that does not
+  // overlap) in the order that `run` reads when problem.resident is 1: the same bits in the same 64 bytes, permuted.
+  // nullptr: the order of the disk is the fastest, and `run` need not look at problem.resident.
+  void (*order_line)(const uint32_t* line, uint32_t* to) = nullptr;
 };
 
 // Declares the constant that each row's source file defines as `const MatMulKernel kMatMul_<name> = {...}`.
