@@ -225,7 +225,10 @@ class Core:
             **_weight_pointers(weight),
         )
         name = None if kernel is None else kernel.encode()
-        error = self.library.bcq_matmul_make_resident(ctypes.byref(problem), name, copy.ctypes.data)
+        function = self.library.bcq_matmul_make_resident
+        function.restype = ctypes.c_char_p
+        function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        error = function(ctypes.byref(problem), name, copy.ctypes.data)
         if error is not None:
             raise ValueError(f"kernel {kernel}: {self._text(error)}")
         return copy
@@ -267,14 +270,13 @@ def _load(path: Path) -> Core:
         ) from error
     for name in ("contract", "isa_name", "isa_error", "kernel_name", "kernel_source", "select_matmul"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
-    for name in ("select_gather", "matmul", "matmul_make_resident", "gather"):
+    for name in ("select_gather", "matmul", "gather"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
     for name in ("cpu_flags", "detected_cpu_flags", "kernel_flags"):
         getattr(library, f"bcq_{name}").restype = ctypes.c_uint32
     library.bcq_matmul_scratch_bytes.restype = ctypes.c_size_t
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.bcq_matmul.argtypes = [pointer, ctypes.c_char_p, pointer, size, pointer, pointer]
-    library.bcq_matmul_make_resident.argtypes = [pointer, ctypes.c_char_p, pointer]
     library.bcq_gather.argtypes = [pointer, ctypes.c_char_p, size, pointer, pointer]
     return Core(path, library)
 

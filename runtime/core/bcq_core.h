@@ -39,7 +39,7 @@ typedef struct BcqMatMulProblem {
   int32_t bits;
   int32_t a_is_half;      /* 0: A and Y are float32; 1: both float16 */
   int32_t accuracy_level; /* 0 to 4, ops/README.md */
-  int32_t resident;       /* 0: codes as on disk; 1: codes are what bcq_matmul_make_resident wrote for the same kernel */
+  int32_t resident;       /* 0: codes as on disk; 1: as bcq_matmul_make_resident wrote them for this kernel */
   const void* a; /* [M, K] */
   int64_t a_stride;
   void* y; /* [M, N] */
