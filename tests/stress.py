@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load on onnxruntime with the operator library: threads on one session, sessions on one file, reloads.
+
+``python tests/stress.py`` runs the long counts of the reliability bar and prints JSON; tests run short ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bcq.bench.contenders import bcq, write_model
+from bcq.runtime import default_options, session
+from nodes import Array
+
+ROWS, INPUTS, NODES, BITS, GROUP = 200, 416, 4, 3, 64
+SETTLE = 0.05  # share of the cycles after which memory is looked at first: arenas and caches have filled
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Products that ran at the same time, and how many of them had other bits than alone."""
+
+    runs: int
+    wrong: int
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Sessions opened, run and closed; growth of resident memory in bytes and of open file descriptors."""
+
+    cycles: int
+    resident_growth: int
+    descriptor_growth: int
+
+
+def write_weights(folder: Path) -> Path:
+    """A model of some BcqMatMul nodes with external, mapped weights."""
+    contender = bcq(ROWS, INPUTS, BITS, GROUP)
+    random = np.random.default_rng(0)
+    return write_model(contender, [contender.draw(random) for _ in range(NODES)], INPUTS, ROWS, folder)
+
+
+def threads_on_one_session(model: Path, threads: int, runs: int) -> Runs:
+    """``runs`` calls of one session in all, from ``threads`` threads, each with activations of its own."""
+    options = default_options()
+    options.intra_op_num_threads = 2
+    opened = session(model, options)
+    return _at_once(threads, runs, lambda _: lambda a: opened.run(None, {"A": a}))
+
+
+def sessions_on_one_file(model: Path, sessions: int, runs: int) -> Runs:
+    """``runs`` calls in all of ``sessions`` sessions that map the same weights, a thread each."""
+
+    def opened(_: int) -> Callable[[Array], list[Array]]:
+        options = default_options()
+        options.intra_op_num_threads = 1
+        own = session(model, options)
+        return lambda a: own.run(None, {"A": a})  # type: ignore[no-any-return]
+
+    return _at_once(sessions, runs, opened)
+
+
+def load_cycles(model: Path, cycles: int) -> Cycles:
+    """Opens, runs and closes a session ``cycles`` times after a settling share of that number."""
+    a = np.ones((1, INPUTS), np.float32)
+    options = default_options()
+    options.intra_op_num_threads = 1
+
+    def cycle(times: int) -> tuple[int, int]:
+        for _ in range(times):
+            session(model, options).run(None, {"A": a})
+        gc.collect()
+        return resident_bytes(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208: one entry may vanish
+
+    before = cycle(max(20, int(cycles * SETTLE)))
+    after = cycle(cycles)
+    return Cycles(cycles, after[0] - before[0], after[1] - before[1])
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _at_once(threads: int, runs: int, open_one: Callable[[int], Callable[[Array], list[Array]]]) -> Runs:
+    """Runs what ``open_one`` gives in every thread; a thread that raises counts all of its runs as wrong."""
+    each = runs // threads
+    wrong = [each] * threads
+
+    def work(index: int) -> None:
+        run = open_one(index)
+        a = np.random.default_rng(index).standard_normal((3, INPUTS), dtype=np.float32)
+        alone = [y.tobytes() for y in run(a)]
+        start.wait()
+        wrong[index] = sum([y.tobytes() for y in run(a)] != alone for _ in range(each))
+
+    start = threading.Barrier(threads)
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return Runs(each * threads, sum(wrong))
+
+
+def main() -> None:
+    """Runs the counts of the reliability bar."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=100_000, help="products of R12 each")
+    parser.add_argument("--cycles", type=int, default=10_000, help="sessions of R15")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bcq-stress-") as folder:
+        model = write_weights(Path(folder))
+        result = {
+            "threads_on_one_session": asdict(threads_on_one_session(model, 16, options.runs)),
+            "sessions_on_one_file": asdict(sessions_on_one_file(model, 8, options.runs)),
+            "load_cycles": asdict(load_cycles(model, options.cycles)),
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
