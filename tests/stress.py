@@ -65,7 +65,7 @@ def sessions_on_one_file(model: Path, sessions: int, runs: int) -> Runs:
         options = default_options()
         options.intra_op_num_threads = 1
         own = session(model, options)
-        return lambda a: own.run(None, {"A": a})  # type: ignore[no-any-return]
+        return lambda a: own.run(None, {"A": a})
 
     return _at_once(sessions, runs, opened)
 
@@ -80,7 +80,7 @@ def load_cycles(model: Path, cycles: int) -> Cycles:
         for _ in range(times):
             session(model, options).run(None, {"A": a})
         gc.collect()
-        return resident_bytes(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208: one entry may vanish
+        return resident_bytes(), sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     before = cycle(max(20, int(cycles * SETTLE)))
     after = cycle(cycles)
