@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from bcq import contract
 from bcq.core import Core
 from bcq.packing import pack
+from lookup_model import look_up
 from nodes import activations, product, random_weight
 
 KERNEL = "avx2_t16"
@@ -30,13 +33,37 @@ def relative_error(a: np.ndarray, bits: int, rows: int, group: int) -> float:
 @pytest.mark.parametrize("group", [32, 64, 96, 128, 160, 1000])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
 def test_outliers_keep_the_near_exact_error_for_blocks_of_any_length(group: int, bits: int) -> None:
-    # Entries are rounded to s = m / 32767, m the largest sum of four |a| of a block: an error of s / sqrt(12)
+    # Entries are rounded to s = m / 32384, m the largest sum of four |a| of a block: an error of s / sqrt(12)
     # for each of its 32 quads, against an output of about |a| of the block times the same alpha. m <= 2 |a|,
-    # the ratio is at most 2 sqrt(32 / 12) / 32767 = 1.0e-4, when four equal activations outweigh the rest.
+    # the ratio is at most 2 sqrt(32 / 12) / 32384 = 1.0e-4, when four equal activations outweigh the rest.
     a = activations(5, 1000)
     outliers = np.random.default_rng(3).random(a.shape) < 0.01
     a[outliers] *= 50
     assert relative_error(a, bits, 100, group) <= 1e-4
+
+
+SHAPES = [
+    (16, 32, 32),
+    (50, 100, 32),
+    (33, 257, 96),
+    (70, 416, 128),
+    (17, 300, 300),
+    (20, 1000, 160),
+    (40, 640, 64),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+def test_every_shape_gives_the_bits_of_the_model_alone_and_in_a_batch(bits: int, dtype: Any) -> None:
+    for rows, inputs, group in SHAPES:
+        weight = random_weight(rows, inputs, bits, group, offset=bits % 2 == 1)
+        a = activations(19, inputs, dtype)
+        a[np.random.default_rng(3).random(a.shape) < 0.01] *= 50
+        expected = look_up(a, weight, "t16")
+        for tokens in (1, 2, 3, 19):
+            y = CORE.matmul(a[:tokens], pack(weight), kernel=KERNEL)
+            assert y.tobytes() == expected[:tokens].tobytes(), (rows, inputs, group, tokens)
 
 
 def test_four_equal_activations_in_a_block_of_zeros_are_the_worst_case_and_stay_within_it() -> None:

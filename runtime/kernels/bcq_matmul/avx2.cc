@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // BcqMatMul for AVX2: T16 look-up tables of 16-bit signed sums, read by vpshufb as a low and a high byte table.
 #include "kernels/bcq_matmul/avx2_sums.h"
-#include "kernels/bcq_matmul/t16_plan.h"
-#include "kernels/bcq_matmul/t16_prepare.h"
-#include "kernels/bcq_matmul/t16_rows.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
+#include "kernels/bcq_matmul/lookup_prepare.h"
+#include "kernels/bcq_matmul/lookup_rows.h"
 
 namespace bcq {
 namespace {
 
-constexpr float kRange = 32767;  // entries are stored as v + 32768
 constexpr int kMaxBits = 8;
 
-// ---- tables ----
+// ---- tables: entries are stored as v + 2^15, a low and a high byte ----
 
 void write_chunk(const float* scaled, uint8_t* table) {
   const __m256i bias = _mm256_set1_epi16(INT16_MIN);
@@ -28,8 +27,8 @@ void write_chunk(const float* scaled, uint8_t* table) {
 }
 
 void prepare(const MatMulProblem& p, void* scratch, int64_t begin_row, int64_t end_row) {
-  const T16Plan plan = t16_plan(p);
-  for (int64_t m = begin_row; m < end_row; ++m) prepare_row(p, plan, scratch, m, kRange, write_chunk);
+  const LookupPlan plan = lookup_plan(p, kT16);
+  for (int64_t m = begin_row; m < end_row; ++m) prepare_row(p, plan, scratch, m, kT16.range, write_chunk);
 }
 
 // ---- outputs ----
@@ -67,7 +66,7 @@ inline void add_offset(Outputs& y, const uint16_t* offset, float sum) {
 
 // ---- tiles ----
 
-inline void add_block_offset(const MatMulProblem& p, const T16Row& row, const T16Block& block, int64_t cell, Outputs& y) {
+inline void add_block_offset(const MatMulProblem& p, const LookupRow& row, const LookupBlock& block, int64_t cell, Outputs& y) {
   if (p.offset) add_offset(y, p.offset + cell * kTileRows, row.sum[block.number]);
 }
 
@@ -84,20 +83,20 @@ inline void look_up_planes(const MatMulProblem& p, const uint32_t* line, const u
 // of instructions of different planes and blocks overlap.
 struct Pending {
   Merged merged[kMaxBits];
-  T16Block blocks[kMaxBits];
+  LookupBlock blocks[kMaxBits];
   int64_t count;
 };
 
 // Not inlined: compilers would keep its constants in registers during the look-ups, which need all of them.
-__attribute__((noinline)) void add_pending(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile,
+__attribute__((noinline)) void add_pending(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row, int64_t tile,
                                            Pending& pending, float* outputs) {
   const Merged* merged = pending.merged;
   Outputs y = load(outputs);
   for (int64_t i = 0; i < pending.count; ++i) {
-    const T16Block& block = pending.blocks[i];
+    const LookupBlock& block = pending.blocks[i];
     const int64_t cell = tile * plan.groups + block.group;
     for (int64_t plane = 0; plane < p.bits; ++plane, ++merged) {
-      add_scaled(y, t16_alpha(p, cell, plane), row.scale[block.number], exact_sums(*merged, int(block.chunks)));
+      add_scaled(y, plane_alpha(p, cell, plane), row.scale[block.number], exact_sums(*merged, int(block.chunks)));
     }
     add_block_offset(p, row, block, cell, y);
   }
@@ -105,14 +104,14 @@ __attribute__((noinline)) void add_pending(const MatMulProblem& p, const T16Plan
   store(outputs, y);
 }
 
-void tile_for_one(const MatMulProblem& p, const T16Plan& plan, const T16Row& row, int64_t tile, float* y) {
+void tile_for_one(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row, int64_t tile, float* y) {
   const int64_t room = kMaxBits / p.bits;
   store(y, Outputs{});
   Pending pending;
   pending.count = 0;
-  for_each_block(plan, [&](const T16Block& block) {
+  for_each_block(plan, [&](const LookupBlock& block) {
     const uint32_t* line = first_line(p, plan, block, tile);
-    const uint8_t* tables = first_table(row, block);
+    const uint8_t* tables = first_table(plan, row, block);
     Merged* merged = pending.merged + pending.count * p.bits;
     switch (block.chunks) {
       case 4: look_up_planes<4>(p, line, tables, merged); break;
@@ -128,35 +127,35 @@ void tile_for_one(const MatMulProblem& p, const T16Plan& plan, const T16Row& row
 
 // Several rows of A share the indexes. Every row sees the same arithmetic in the same order as alone.
 template <int chunks>
-inline void add_block(const MatMulProblem& p, const T16Row* rows, int64_t count, const T16Block& block,
+inline void add_block(const MatMulProblem& p, const LookupPlan& plan, const LookupRow* rows, int64_t count, const LookupBlock& block,
                       const uint32_t* line, int64_t cell, Outputs* y) {
   for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows) {
     LineNibbles lines[chunks];
     for (int c = 0; c < chunks; ++c) lines[c] = nibbles_of(line + c * p.bits * kTileRows);
     for (int64_t i = 0; i < count; ++i) {
-      const Merged merged = look_up_block<chunks>(FromBuffer{lines}, first_table(rows[i], block));
-      add_scaled(y[i], t16_alpha(p, cell, plane), rows[i].scale[block.number], exact_sums(merged, chunks));
+      const Merged merged = look_up_block<chunks>(FromBuffer{lines}, first_table(plan, rows[i], block));
+      add_scaled(y[i], plane_alpha(p, cell, plane), rows[i].scale[block.number], exact_sums(merged, chunks));
     }
   }
   for (int64_t i = 0; i < count; ++i) add_block_offset(p, rows[i], block, cell, y[i]);
 }
 
 // y starts at zero.
-void tile_for_many(const MatMulProblem& p, const T16Plan& plan, const T16Row* rows, int64_t count, int64_t tile,
+void tile_for_many(const MatMulProblem& p, const LookupPlan& plan, const LookupRow* rows, int64_t count, int64_t tile,
                    Outputs* y) {
-  for_each_block(plan, [&](const T16Block& block) {
+  for_each_block(plan, [&](const LookupBlock& block) {
     const uint32_t* line = first_line(p, plan, block, tile);
     const int64_t cell = tile * plan.groups + block.group;
     switch (block.chunks) {
-      case 4: return add_block<4>(p, rows, count, block, line, cell, y);
-      case 3: return add_block<3>(p, rows, count, block, line, cell, y);
-      case 2: return add_block<2>(p, rows, count, block, line, cell, y);
-      default: return add_block<1>(p, rows, count, block, line, cell, y);
+      case 4: return add_block<4>(p, plan, rows, count, block, line, cell, y);
+      case 3: return add_block<3>(p, plan, rows, count, block, line, cell, y);
+      case 2: return add_block<2>(p, plan, rows, count, block, line, cell, y);
+      default: return add_block<1>(p, plan, rows, count, block, line, cell, y);
     }
   });
 }
 
-void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t tile, float* y) {
+void compute_tile(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t tile, float* y) {
   if (set.count == 1) return tile_for_one(p, plan, set.rows[0], tile, y);
   Outputs outputs[kRowsAtOnce] = {};
   tile_for_many(p, plan, set.rows, set.count, tile, outputs);
@@ -164,8 +163,8 @@ void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set
 }
 
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
-  const T16Plan plan = t16_plan(p);
-  run_t16(p, plan, scratch, begin_tile, end_tile,
+  const LookupPlan plan = lookup_plan(p, kT16);
+  run_lookups(p, plan, scratch, begin_tile, end_tile,
           [&](const RowSet& set, int64_t tile, float* y) { compute_tile(p, plan, set, tile, y); });
 }
 

@@ -12,7 +12,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/bcq_matmul/t16_plan.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
 
 namespace bcq {
 namespace {
@@ -132,7 +132,7 @@ inline Averages average(const Averages& a, const Averages& b) {
 template <typename Source>
 inline Averages chunk_averages(const Source& source, const uint8_t* tables, int chunk, ByteSums& sums) {
   auto&& line = source.line(chunk);
-  const uint8_t* table = tables + size_t(chunk) * kTableBytes;
+  const uint8_t* table = tables + size_t(chunk) * kT16.table_bytes;
   const Averages x = look_up_both(table, Source::x(line), sums);
   return average(x, look_up_both(table + 64, Source::y(line), sums));
 }

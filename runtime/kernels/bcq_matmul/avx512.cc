@@ -4,18 +4,18 @@
 // A 64-byte line of codes is one vector: dword r holds 32 inputs of row r. vpermb reads a table of 64 bytes, so byte j
 // of every dword looks up its own quad (index = nibble | 16 j), low nibbles the quads 0, 2, 4, 6 and high nibbles
 // 1, 3, 5, 7, and vpdpbusd adds the four bytes of a dword to the 32-bit sum of its row.
-// An entry v is stored as v = 255 hi + lo with a signed byte hi and an unsigned byte lo: each is one operand of
-// vpdpbusd, with 255 and 1 as the other, so that both go into the same sum and no correction is left.
+// An entry v is stored as v = 255 hi + lo, found from v + 127 * 255 = 255 (hi + 127) + lo, with a signed byte hi and an
+// unsigned byte lo: each is one operand of vpdpbusd, with 255 and 1 as the other, so that both go into the same sum and
+// no correction is left.
 #include <immintrin.h>
 
-#include "kernels/bcq_matmul/t16_plan.h"
-#include "kernels/bcq_matmul/t16_prepare.h"
-#include "kernels/bcq_matmul/t16_rows.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
+#include "kernels/bcq_matmul/lookup_prepare.h"
+#include "kernels/bcq_matmul/lookup_rows.h"
 
 namespace bcq {
 namespace {
 
-constexpr float kRange = 127 * 255 - 1;  // v + 127 * 255 = 255 (hi + 127) + lo
 constexpr int kPrefetchBytes = 6 * 1024;
 
 // ---- tables: per chunk 64 bytes each of: hi of even quads, hi of odd quads, lo of even quads, lo of odd quads ----
@@ -40,8 +40,8 @@ void write_chunk(const float* scaled, uint8_t* table) {
 }
 
 void prepare(const MatMulProblem& p, void* scratch, int64_t begin_row, int64_t end_row) {
-  const T16Plan plan = t16_plan(p);
-  for (int64_t m = begin_row; m < end_row; ++m) prepare_row(p, plan, scratch, m, kRange, write_chunk);
+  const LookupPlan plan = lookup_plan(p, kT16);
+  for (int64_t m = begin_row; m < end_row; ++m) prepare_row(p, plan, scratch, m, kT16.range, write_chunk);
 }
 
 // ---- look-ups ----
@@ -86,14 +86,14 @@ inline __m512 sixteen_halves(const uint16_t* values) {
 
 // y += alpha * (s * sum) for `count` rows of A over one block and plane.
 template <int count>
-inline void add_plane(const MatMulProblem& p, const T16Row* rows, const T16Block& block, const uint32_t* line,
-                      const uint16_t* alpha, __m512* y) {
+inline void add_plane(const MatMulProblem& p, const LookupPlan& plan, const LookupRow* rows, const LookupBlock& block,
+                      const uint32_t* line, const uint16_t* alpha, __m512* y) {
   Sums sums[count];
   for (int i = 0; i < count; ++i) sums[i] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   for (int64_t c = 0; c < block.chunks; ++c) {
     const Indexes index = indexes_of(line + c * p.bits * kTileRows);
     for (int i = 0; i < count; ++i) {
-      const uint8_t* table = first_table(rows[i], block) + size_t(c) * kTableBytes;
+      const uint8_t* table = first_table(plan, rows[i], block) + size_t(c) * plan.table_bytes;
       look_up(table, index.even, sums[i]);
       look_up(table + 64, index.odd, sums[i]);
     }
@@ -108,7 +108,7 @@ inline void add_plane(const MatMulProblem& p, const T16Row* rows, const T16Block
 
 // y += offset * (sum of the block's activations)
 template <int count>
-inline void add_offset(const T16Row* rows, const T16Block& block, const uint16_t* offset, __m512* y) {
+inline void add_offset(const LookupRow* rows, const LookupBlock& block, const uint16_t* offset, __m512* y) {
   const __m512 factors = sixteen_halves(offset);
   for (int i = 0; i < count; ++i) y[i] = _mm512_fmadd_ps(factors, _mm512_set1_ps(rows[i].sum[block.number]), y[i]);
 }
@@ -117,30 +117,30 @@ inline void add_offset(const T16Row* rows, const T16Block& block, const uint16_t
 
 // One tile for `count` rows of A: every row sees the same arithmetic in the same order as alone.
 template <int count>
-void compute_rows(const MatMulProblem& p, const T16Plan& plan, const T16Row* rows, int64_t tile, float* outputs) {
+void compute_rows(const MatMulProblem& p, const LookupPlan& plan, const LookupRow* rows, int64_t tile, float* outputs) {
   for (int i = 0; i < count; ++i) _mm512_storeu_ps(outputs + i * kTileRows, _mm512_setzero_ps());
-  for_each_block(plan, [&](const T16Block& block) {
+  for_each_block(plan, [&](const LookupBlock& block) {
     const uint32_t* line = first_line(p, plan, block, tile);
     const int64_t cell = tile * plan.groups + block.group;
     __m512 y[count];
     for (int i = 0; i < count; ++i) y[i] = _mm512_loadu_ps(outputs + i * kTileRows);
     for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows) {
-      add_plane<count>(p, rows, block, line, t16_alpha(p, cell, plane), y);
+      add_plane<count>(p, plan, rows, block, line, plane_alpha(p, cell, plane), y);
     }
     if (p.offset) add_offset<count>(rows, block, p.offset + cell * kTileRows, y);
     for (int i = 0; i < count; ++i) _mm512_storeu_ps(outputs + i * kTileRows, y[i]);
   });
 }
 
-void compute_tile(const MatMulProblem& p, const T16Plan& plan, const RowSet& set, int64_t tile, float* y) {
+void compute_tile(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t tile, float* y) {
   int64_t i = 0;
   for (; i + 4 <= set.count; i += 4) compute_rows<4>(p, plan, set.rows + i, tile, y + i * kTileRows);
   for (; i < set.count; ++i) compute_rows<1>(p, plan, set.rows + i, tile, y + i * kTileRows);
 }
 
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
-  const T16Plan plan = t16_plan(p);
-  run_t16(p, plan, scratch, begin_tile, end_tile,
+  const LookupPlan plan = lookup_plan(p, kT16);
+  run_lookups(p, plan, scratch, begin_tile, end_tile,
           [&](const RowSet& set, int64_t tile, float* y) { compute_tile(p, plan, set, tile, y); });
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "core/half.h"
-#include "kernels/bcq_matmul/t16_plan.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
 
 namespace bcq {
 namespace {
@@ -21,7 +21,7 @@ struct ExactFactors {
 
 inline void load_factors(const MatMulProblem& p, int64_t cell, ExactFactors& f) {
   for (int64_t plane = 0; plane < p.bits; ++plane) {
-    for (int64_t r = 0; r < kTileRows; ++r) f.values[plane][r] = half_to_float(t16_alpha(p, cell, plane)[r]);
+    for (int64_t r = 0; r < kTileRows; ++r) f.values[plane][r] = half_to_float(plane_alpha(p, cell, plane)[r]);
   }
   for (int64_t r = 0; r < kTileRows; ++r) {
     f.values[p.bits][r] = p.offset ? half_to_float(p.offset[cell * kTileRows + r]) : 0.0f;
@@ -41,7 +41,7 @@ inline void decode_input(const MatMulProblem& p, const uint32_t* words, const Ex
 }
 
 // y[r] = sum_k a[k] * weight[r, k] in double, so that no partial sum overflows before the result does.
-inline void exact_tile(const MatMulProblem& p, const T16Plan& plan, int64_t m, int64_t tile, float* y) {
+inline void exact_tile(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t tile, float* y) {
   double total[kTileRows] = {};
   ExactFactors factors;
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over rows of A and row tiles that the x86 T16 kernels share; an ISA adds how one tile is computed.
+// The walk over rows of A and row tiles that the x86 look-up kernels share; an ISA adds how one tile is computed.
 #pragma once
 
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "kernels/bcq_matmul/t16_exact.h"
-#include "kernels/bcq_matmul/t16_plan.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
 
 namespace bcq {
 namespace {
@@ -16,7 +16,7 @@ constexpr int64_t kRowsAtOnce = 16;  // rows of A that share one pass over a til
 
 // Rows of A that go through tables, and their numbers.
 struct RowSet {
-  T16Row rows[kRowsAtOnce];
+  LookupRow rows[kRowsAtOnce];
   int64_t numbers[kRowsAtOnce];
   int64_t count;
 };
@@ -38,7 +38,7 @@ inline void store_tile(const MatMulProblem& p, int64_t m, int64_t tile, const fl
   std::memcpy(static_cast<uint16_t*>(p.y) + at, halves, count * sizeof(uint16_t));
 }
 
-inline void run_exact(const MatMulProblem& p, const T16Plan& plan, int64_t m, int64_t begin_tile, int64_t end_tile) {
+inline void run_exact(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t begin_tile, int64_t end_tile) {
   for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
     float y[kTileRows];
     exact_tile(p, plan, m, tile, y);
@@ -58,12 +58,12 @@ inline void run_set(const MatMulProblem& p, const RowSet& set, int64_t begin_til
 }
 
 template <typename ComputeTile>
-inline void run_t16(const MatMulProblem& p, const T16Plan& plan, const void* scratch, int64_t begin_tile,
+inline void run_lookups(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t begin_tile,
                     int64_t end_tile, ComputeTile compute_tile) {
   RowSet set;
   set.count = 0;
   for (int64_t m = 0; m < p.M; ++m) {
-    const T16Row row = t16_row(plan, scratch, m);
+    const LookupRow row = lookup_row(plan, scratch, m);
     if (*row.out_of_range) {
       run_exact(p, plan, m, begin_tile, end_tile);
       continue;
@@ -78,12 +78,12 @@ inline void run_t16(const MatMulProblem& p, const T16Plan& plan, const void* scr
 }
 
 // Where a block's codes begin, and its tables.
-inline const uint32_t* first_line(const MatMulProblem& p, const T16Plan& plan, const T16Block& block, int64_t tile) {
+inline const uint32_t* first_line(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, int64_t tile) {
   return p.codes + (tile * plan.chunks + block.first_chunk) * p.bits * kTileRows;
 }
 
-inline const uint8_t* first_table(const T16Row& row, const T16Block& block) {
-  return row.tables + size_t(block.first_chunk) * kTableBytes;
+inline const uint8_t* first_table(const LookupPlan& plan, const LookupRow& row, const LookupBlock& block) {
+  return row.tables + size_t(block.first_chunk) * plan.table_bytes;
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prepares activations for the T16 kernels of x86: block scales, block sums, and the sixteen signed sums of each quad.
+// Prepares activations for the look-up kernels of x86: block scales, block sums, and the sixteen signed sums of each quad.
 // Needs AVX2, FMA and F16C; how a table entry is split into bytes is the business of each ISA file.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-#include "kernels/bcq_matmul/t16_plan.h"
+#include "kernels/bcq_matmul/lookup_plan.h"
 
 namespace bcq {
 namespace {
@@ -71,7 +71,7 @@ inline bool row_out_of_range(const MatMulProblem& p, int64_t m) {
 }
 
 // Copies a block, zeros behind K, and returns the largest sum of magnitudes of one of its quads.
-inline float load_block(const MatMulProblem& p, int64_t m, const T16Block& block, float* x, float* sum) {
+inline float load_block(const MatMulProblem& p, int64_t m, const LookupBlock& block, float* x, float* sum) {
   const int64_t first = block.first_chunk * kWordBits;
   __m256 most = _mm256_setzero_ps();
   __m256 all = _mm256_setzero_ps();
@@ -102,14 +102,14 @@ inline __m256i quad_entries(const float* x) {
 }
 
 // Prepares row m. write_chunk(const float* scaled, uint8_t* table) stores the eight quads of one chunk, whose entries
-// have magnitudes up to `range`.
+// have magnitudes up to `range`, and which takes plan.table_bytes.
 template <typename WriteChunk>
-inline void prepare_row(const MatMulProblem& p, const T16Plan& plan, void* scratch, int64_t m, float range,
+inline void prepare_row(const MatMulProblem& p, const LookupPlan& plan, void* scratch, int64_t m, float range,
                         WriteChunk write_chunk) {
-  const T16Row row = t16_row(plan, scratch, m);
+  const LookupRow row = lookup_row(plan, scratch, m);
   *row.out_of_range = row_out_of_range(p, m);
   if (*row.out_of_range) return;
-  for_each_block(plan, [&](const T16Block& block) {
+  for_each_block(plan, [&](const LookupBlock& block) {
     alignas(32) float x[kBlockInputs];
     const float most = load_block(p, m, block, x, &row.sum[block.number]);
     const bool scaled = most >= kNoScale;
@@ -119,7 +119,7 @@ inline void prepare_row(const MatMulProblem& p, const T16Plan& plan, void* scrat
       _mm256_store_ps(x + j, _mm256_mul_ps(_mm256_load_ps(x + j), inverse));
     }
     for (int64_t c = 0; c < block.chunks; ++c) {
-      write_chunk(x + c * kWordBits, row.tables + size_t(block.first_chunk + c) * kTableBytes);
+      write_chunk(x + c * kWordBits, row.tables + size_t(block.first_chunk + c) * plan.table_bytes);
     }
   });
 }
