@@ -107,6 +107,10 @@ BCQ_EXPORT const char* bcq_gather(const BcqGatherProblem* problem, const char* k
 /* Position of the first index outside [-N, N-1], or -1. */
 BCQ_EXPORT int64_t bcq_gather_bad_index(const BcqGatherProblem* problem);
 
+/* Sum of the 64-bit words of [from, from + bytes), whole lines of 64 bytes only, each read once and in several streams:
+ * the memory's read bandwidth, for benches. */
+BCQ_EXPORT uint64_t bcq_read_bytes(const void* from, size_t bytes);
+
 /* The operator contract as the library was built with it, one line per operator. */
 BCQ_EXPORT const char* bcq_contract(void);
 
