@@ -127,11 +127,15 @@ def one_node(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> ort.InferenceSession:
-    """A session with the library, of a model in memory or on disk."""
+def open_session(
+    model: onnx.ModelProto | Path, threads: int = 1, entries: dict[str, str] | None = None
+) -> ort.InferenceSession:
+    """A session with the library, of a model in memory or on disk, with session configuration entries."""
     options = default_options()
     options.log_severity_level = 4  # refusals are what tests ask for
     options.intra_op_num_threads = threads
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     register_library(options)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -48,9 +48,9 @@ class Callbacks {
 };
 
 template <typename Kernel>
-CustomOp make_custom_op(const Calls& calls, const contract::Op& op, ONNXTensorElementDataType first_input,
-                        ONNXTensorElementDataType output) {
-  CustomOp made = common_custom_op(calls, op, first_input, output);
+CustomOp make_custom_op(const Calls& calls, const Settings& settings, const contract::Op& op,
+                        ONNXTensorElementDataType first_input, ONNXTensorElementDataType output) {
+  CustomOp made = common_custom_op(calls, settings, op, first_input, output);
   made.CreateKernelV2 = Callbacks<Kernel>::create;
   made.KernelComputeV2 = Callbacks<Kernel>::compute;
   made.KernelDestroy = Callbacks<Kernel>::destroy;

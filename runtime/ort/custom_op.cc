@@ -32,8 +32,8 @@ void release_pairs(int*, int*) {}
 
 }  // namespace
 
-CustomOp common_custom_op(const Calls& calls, const contract::Op& op, ONNXTensorElementDataType first_input,
-                          ONNXTensorElementDataType output) {
+CustomOp common_custom_op(const Calls& calls, const Settings& settings, const contract::Op& op,
+                          ONNXTensorElementDataType first_input, ONNXTensorElementDataType output) {
   CustomOp made = {};
   made.version = uint32_t(contract::kOrtApiVersion);
   made.GetName = name;
@@ -57,6 +57,7 @@ CustomOp common_custom_op(const Calls& calls, const contract::Op& op, ONNXTensor
   made.GetAliasMap = no_pairs;
   made.ReleaseAliasMap = release_pairs;
   made.calls = &calls;
+  made.settings = &settings;
   made.op = &op;
   made.first_input = first_input;
   made.output = output;

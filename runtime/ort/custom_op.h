@@ -4,6 +4,7 @@
 
 #include "contract.h"
 #include "ort/ort_abi.h"
+#include "ort/settings.h"
 
 namespace bcq::ort {
 
@@ -11,6 +12,7 @@ namespace bcq::ort {
 // process, because ONNX Runtime keeps the pointer for as long as any session does.
 struct CustomOp : OrtCustomOp {
   const Calls* calls;
+  const Settings* settings;
   const contract::Op* op;
   ONNXTensorElementDataType first_input;
   ONNXTensorElementDataType output;
@@ -19,11 +21,11 @@ struct CustomOp : OrtCustomOp {
 };
 
 // Everything that all registrations have in common, shape inference included; creation and compute are still null.
-CustomOp common_custom_op(const Calls& calls, const contract::Op& op, ONNXTensorElementDataType first_input,
-                          ONNXTensorElementDataType output);
+CustomOp common_custom_op(const Calls& calls, const Settings& settings, const contract::Op& op,
+                          ONNXTensorElementDataType first_input, ONNXTensorElementDataType output);
 
-CustomOp matmul_op(const Calls& calls, ONNXTensorElementDataType type);
-CustomOp gather_op(const Calls& calls, ONNXTensorElementDataType index_type);
+CustomOp matmul_op(const Calls& calls, const Settings& settings, ONNXTensorElementDataType type);
+CustomOp gather_op(const Calls& calls, const Settings& settings, ONNXTensorElementDataType index_type);
 
 // Gives Y's shape from the first input's, names of dynamic dimensions included. It never refuses: ONNX Runtime ignores
 // a status from here, so creation does the refusing.

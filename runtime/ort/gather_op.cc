@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // BcqGather as a custom op: rows of a packed embedding as float32.
 #include <algorithm>
+#include <memory>
 
 #include "kernels/bcq_gather/kernel.h"
 #include "ort/callbacks.h"
 #include "ort/custom_op.h"
+#include "ort/profile.h"
 #include "ort/threads.h"
 #include "ort/weight.h"
 
@@ -25,10 +27,12 @@ class Gather {
   Gather(const CustomOp& registration, const OrtKernelInfo* info)
       : op_(registration),
         calls_(*registration.calls),
-        cpu_flags_(bcq_cpu_flags()),
-        weight_(calls_, info, *registration.op) {}
+        weight_(calls_, info, *registration.op),
+        kernel_(select(weight_.attributes())),
+        profile_(profile_of(registration, info, weight_.attributes(), kernel_, false)) {}
 
   void run(OrtKernelContext* context) const {
+    const Stopwatch stopwatch(profile_.get());
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor indices(calls_, value);
@@ -36,21 +40,30 @@ class Gather {
     check_indices(problem);
     problem.y = output_of(context, indices.shape());
     Threads threads{calls_, context};
-    const char* kernel = bcq_select_gather(&problem, cpu_flags_);
-    const char* failure = bcq_gather(&problem, kernel, 0, parallel_for, &threads);
+    const char* failure = bcq_gather(&problem, kernel_, 0, parallel_for, &threads);
     if (failure != nullptr) throw Refusal{failure};
+    stopwatch.stop(problem.count);
   }
 
  private:
-  GatherProblem problem_of(const Tensor& indices, const WeightPointers& weight) const {
-    const Attributes& attributes = weight_.attributes();
+  static GatherProblem sizes_of(const Attributes& attributes) {
     GatherProblem p = {};
-    p.count = checked_product(indices.shape().dims, indices.shape().rank, attributes.K * int64_t(sizeof(float)));
-    if (p.count < 0) throw Refusal{"indices shape: the size of the output overflows. Feed fewer indices."};
     p.K = attributes.K;
     p.N = attributes.N;
     p.group_size = attributes.group_size;
     p.bits = int32_t(attributes.bits);
+    return p;
+  }
+
+  static const char* select(const Attributes& attributes) {
+    const GatherProblem p = sizes_of(attributes);
+    return bcq_select_gather(&p, bcq_cpu_flags());
+  }
+
+  GatherProblem problem_of(const Tensor& indices, const WeightPointers& weight) const {
+    GatherProblem p = sizes_of(weight_.attributes());
+    p.count = checked_product(indices.shape().dims, indices.shape().rank, p.K * int64_t(sizeof(float)));
+    if (p.count < 0) throw Refusal{"indices shape: the size of the output overflows. Feed fewer indices."};
     p.index_is_int32 = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     p.indices = indices.data<void>();
     p.codes = weight.codes;
@@ -74,14 +87,16 @@ class Gather {
 
   const CustomOp& op_;
   const Calls& calls_;
-  uint32_t cpu_flags_;
   Weight weight_;
+  const char* kernel_;
+  std::unique_ptr<Profile> profile_;
 };
 
 }  // namespace
 
-CustomOp gather_op(const Calls& calls, ONNXTensorElementDataType index_type) {
-  CustomOp op = make_custom_op<Gather>(calls, contract::kBcqGather, index_type, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+CustomOp gather_op(const Calls& calls, const Settings& settings, ONNXTensorElementDataType index_type) {
+  CustomOp op = make_custom_op<Gather>(calls, settings, contract::kBcqGather, index_type,
+                                       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
   op.last_dimension = "K";
   op.keeps_last_input = true;
   return op;

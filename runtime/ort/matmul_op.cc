@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // BcqMatMul as a custom op: validate, borrow scratch, run the kernel on ONNX Runtime's own threads.
 #include <algorithm>
+#include <memory>
 #include <new>
 
 #include "kernels/bcq_matmul/kernel.h"
 #include "ort/callbacks.h"
 #include "ort/custom_op.h"
+#include "ort/profile.h"
+#include "ort/resident.h"
 #include "ort/threads.h"
 #include "ort/weight.h"
 
@@ -60,15 +63,18 @@ class MatMul {
   MatMul(const CustomOp& registration, const OrtKernelInfo* info)
       : op_(registration),
         calls_(*registration.calls),
-        cpu_flags_(bcq_cpu_flags()),
         weight_(calls_, info, *registration.op),
-        allocator_(calls_, info) {
+        kernel_(select(registration, weight_.attributes())),
+        allocator_(calls_, info),
+        profile_(profile_of(registration, info, weight_.attributes(), kernel_, registration.settings->resident)) {
     // A graph that declares another size would fail at its first run: say so now.
     const int64_t declared = declared_last_dimension(calls_, info, 0);
     if (declared >= 0) refuse_if(check_activation(weight_.attributes(), {&declared, 1}));
+    if (registration.settings->resident) make_resident();
   }
 
   void run(OrtKernelContext* context) const {
+    const Stopwatch stopwatch(profile_.get());
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor a(calls_, value);
@@ -76,31 +82,49 @@ class MatMul {
     MatMulProblem problem = problem_of(a, weight_.pointers(calls_, context));
     problem.y = output_of(context, a.shape());
     if (problem.M == 0) return;
-    const char* kernel = bcq_select_matmul(&problem, cpu_flags_);
-    const Scratch scratch(allocator_.get(), bcq_matmul_scratch_bytes(&problem, kernel));
+    const Scratch scratch(allocator_.get(), bcq_matmul_scratch_bytes(&problem, kernel_));
     Threads threads{calls_, context};
-    const char* failure = bcq_matmul(&problem, kernel, scratch.data(), 0, parallel_for, &threads);
+    const char* failure = bcq_matmul(&problem, kernel_, scratch.data(), 0, parallel_for, &threads);
     if (failure != nullptr) throw Refusal{failure};
+    stopwatch.stop(problem.M);
   }
 
  private:
-  MatMulProblem problem_of(const Tensor& a, const WeightPointers& weight) const {
-    const Attributes& attributes = weight_.attributes();
-    const Shape shape = a.shape();
-    const int64_t widest = std::max(attributes.K, attributes.N) * int64_t(sizeof(float));
+  // Everything but M and pointers.
+  static MatMulProblem sizes_of(const CustomOp& registration, const Attributes& attributes) {
     MatMulProblem p = {};
-    p.M = checked_product(shape.dims, shape.rank - 1, widest);
-    if (p.M < 0) throw Refusal{"A shape: the product of its dimensions overflows. Feed fewer rows."};
+    p.M = 1;
     p.K = attributes.K;
     p.N = attributes.N;
     p.group_size = attributes.group_size;
     p.bits = int32_t(attributes.bits);
-    p.a_is_half = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    p.a_is_half = registration.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     p.accuracy_level = int32_t(attributes.accuracy_level);
-    p.a = a.data<void>();
     p.a_stride = p.K;
     p.y_stride = p.N;
-    p.codes = weight.codes;
+    return p;
+  }
+
+  // One kernel serves every M of a node: a row alone then has the bits that it has in a batch.
+  static const char* select(const CustomOp& registration, const Attributes& attributes) {
+    const MatMulProblem p = sizes_of(registration, attributes);
+    return bcq_select_matmul(&p, bcq_cpu_flags());
+  }
+
+  void make_resident() {
+    MatMulProblem p = sizes_of(op_, weight_.attributes());
+    p.codes = weight_.codes();
+    resident_ = resident_codes(p, kernel_, weight_.attributes().code_hash);
+  }
+
+  MatMulProblem problem_of(const Tensor& a, const WeightPointers& weight) const {
+    const Shape shape = a.shape();
+    MatMulProblem p = sizes_of(op_, weight_.attributes());
+    p.M = checked_product(shape.dims, shape.rank - 1, std::max(p.K, p.N) * int64_t(sizeof(float)));
+    if (p.M < 0) throw Refusal{"A shape: the product of its dimensions overflows. Feed fewer rows."};
+    p.a = a.data<void>();
+    p.codes = resident_ == nullptr ? weight.codes : resident_.get();
+    p.resident = resident_ != nullptr;
     p.alpha_1 = weight.alpha_1;
     p.alpha_rest = weight.alpha_rest;
     p.offset = weight.offset;
@@ -121,15 +145,17 @@ class MatMul {
 
   const CustomOp& op_;
   const Calls& calls_;
-  uint32_t cpu_flags_;
   Weight weight_;
+  const char* kernel_;
   Allocator allocator_;
+  std::shared_ptr<const uint32_t> resident_;  // null: the kernel reads the mapped codes
+  std::unique_ptr<Profile> profile_;
 };
 
 }  // namespace
 
-CustomOp matmul_op(const Calls& calls, ONNXTensorElementDataType type) {
-  CustomOp op = make_custom_op<MatMul>(calls, contract::kBcqMatMul, type, type);
+CustomOp matmul_op(const Calls& calls, const Settings& settings, ONNXTensorElementDataType type) {
+  CustomOp op = make_custom_op<MatMul>(calls, settings, contract::kBcqMatMul, type, type);
   op.last_dimension = "N";
   op.keeps_last_input = false;
   return op;

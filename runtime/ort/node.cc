@@ -97,7 +97,7 @@ Tensor::Tensor(const Calls& calls, const OrtValue* value) {
   data_ = data;
 }
 
-std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char* op) {
+std::string node_name(const Calls& calls, const OrtKernelInfo* info) {
   size_t size = 0;
   std::string name;
   if (succeeded(calls, calls.KernelInfo_GetNodeName(info, nullptr, &size)) && size > 1) {
@@ -105,6 +105,11 @@ std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char
     if (!succeeded(calls, calls.KernelInfo_GetNodeName(info, name.data(), &size))) name.clear();
     name.resize(name.empty() ? 0 : size - 1);
   }
+  return name;
+}
+
+std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char* op) {
+  std::string name = node_name(calls, info);
   for (char& c : name) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
   }

@@ -62,6 +62,9 @@ class Tensor {
   ONNXTensorElementDataType type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 };
 
+// The node's name as the model has it; empty when it has none.
+std::string node_name(const Calls& calls, const OrtKernelInfo* info);
+
 // Operator and node for messages: "BcqMatMul 'name'"; control characters are replaced.
 std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char* op);
 

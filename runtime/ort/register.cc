@@ -4,10 +4,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "core/bcq_core.h"
 #include "ort/custom_op.h"
 #include "ort/node.h"
+#include "ort/profile.h"
+#include "ort/settings.h"
 
 namespace bcq::ort {
 namespace {
@@ -15,41 +18,53 @@ namespace {
 // Marks session options that have the domain already: ONNX Runtime refuses a domain that is added twice.
 constexpr const char* kMark = "bcq.registered";
 
-// All operators for one ONNX Runtime; a process may hold more than one.
+// All operators for one ONNX Runtime and one choice of settings; a process may hold more than one of each.
 struct Registration {
-  explicit Registration(const OrtApi* api)
+  Registration(const OrtApi* api, const Settings& chosen)
       : calls(calls_of(api)),
-        ops{matmul_op(calls, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT), matmul_op(calls, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
-            gather_op(calls, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64), gather_op(calls, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)} {
+        settings(chosen),
+        ops{matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+            matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
+            gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
+            gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)} {
     check(calls, calls.CreateCustomOpDomain(contract::kDomain, &domain));
     for (const CustomOp& op : ops) check(calls, calls.CustomOpDomain_Add(domain, &op));
   }
 
   const Calls calls;
+  const Settings settings;
   const CustomOp ops[4];
   OrtCustomOpDomain* domain = nullptr;
 };
 
-// Made once per ONNX Runtime and never freed: sessions keep pointers into it until the process ends.
-const Registration& registration_for(const OrtApi* api) {
+// Made once per ONNX Runtime and settings, and never freed: sessions keep pointers into it until the process ends.
+const Registration& registration_for(const OrtApi* api, const Settings& settings) {
   static std::mutex& mutex = *new std::mutex;
-  static auto& made = *new std::map<const OrtApi*, std::unique_ptr<Registration>>;
+  static auto& made = *new std::map<std::pair<const OrtApi*, std::string>, std::unique_ptr<Registration>>;
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<Registration>& entry = made[api];
-  if (entry == nullptr) entry = std::make_unique<Registration>(api);
+  std::unique_ptr<Registration>& entry = made[{api, settings.text()}];
+  if (entry == nullptr) entry = std::make_unique<Registration>(api, settings);
   return *entry;
+}
+
+// True when these options have the library already, maybe another copy of it; other settings would come too late.
+bool is_registered(const Calls& calls, OrtSessionOptions* options, const Settings& settings) {
+  const std::string mark = config_entry(calls, options, kMark);
+  if (mark.rfind("weights=", 0) == 0 && mark != settings.text()) {
+    throw Refusal{"session options: got '" + printable(settings.text()) + "', expected '" + printable(mark) +
+                  "' as in their first registration. Set bcq.weights and bcq.profile before that."};
+  }
+  return !mark.empty();
 }
 
 void add_to(OrtSessionOptions* options, const OrtApi* api) {
   const char* isa_error = bcq_isa_error();
   if (isa_error != nullptr) throw Refusal{isa_error};
-  const Registration& registration = registration_for(api);
-  const Calls& calls = registration.calls;
-  int marked = 0;
-  check(calls, calls.HasSessionConfigEntry(options, kMark, &marked));
-  if (marked != 0) return;
-  check(calls, calls.AddCustomOpDomain(options, registration.domain));
-  check(calls, calls.AddSessionConfigEntry(options, kMark, "1"));
+  const Calls calls = calls_of(api);
+  const Settings settings = read_settings(calls, options);
+  if (is_registered(calls, options, settings)) return;
+  check(calls, calls.AddCustomOpDomain(options, registration_for(api, settings).domain));
+  check(calls, calls.AddSessionConfigEntry(options, kMark, settings.text().c_str()));
 }
 
 // CreateStatus is the first function of every API version, so even an old ONNX Runtime can carry the reason; one that

@@ -22,6 +22,7 @@ class Weight {
   Weight(const Calls& calls, const OrtKernelInfo* info, const contract::Op& op);
 
   const Attributes& attributes() const { return attributes_; }
+  const uint32_t* codes() const { return constants_.codes; }
   // Fetches and validates what is fed at run time; throws Refusal.
   WeightPointers pointers(const Calls& calls, const OrtKernelContext* context) const;
 

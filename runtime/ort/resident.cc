@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ort/resident.h"
+
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "core/memory.h"
+#include "kernels/bcq_matmul/kernel.h"
+#include "ort/node.h"
+
+namespace bcq::ort {
+namespace {
+
+using Key = std::tuple<std::string, std::string, int64_t, int64_t, int32_t>;  // hash, kernel, N, K, bits
+using Copies = std::multimap<Key, std::weak_ptr<const uint32_t>>;
+
+size_t words_of_tile(const BcqMatMulProblem& p) {
+  return size_t((p.K + kWordBits - 1) / kWordBits) * size_t(p.bits) * kTileRows;
+}
+
+int64_t tiles(const BcqMatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
+
+void copy(const BcqMatMulProblem& problem, const char* kernel, uint32_t* to) {
+  const char* failure = bcq_matmul_make_resident(&problem, kernel, to);
+  if (failure != nullptr) throw Refusal{failure};
+}
+
+// Whether `held` is what a copy of problem.codes would be.
+bool is_copy(const BcqMatMulProblem& problem, const char* kernel, const uint32_t* held) {
+  const size_t words = words_of_tile(problem);
+  std::vector<uint32_t> buffer(words + kTileRows);
+  uint32_t* aligned = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t(63));
+  BcqMatMulProblem tile = problem;
+  tile.N = kTileRows;
+  for (int64_t i = 0; i < tiles(problem); ++i, tile.codes += words, held += words) {
+    copy(tile, kernel, aligned);
+    if (std::memcmp(aligned, held, words * sizeof(uint32_t)) != 0) return false;
+  }
+  return true;
+}
+
+std::shared_ptr<const uint32_t> find(const Copies& copies, const Key& key, const BcqMatMulProblem& problem,
+                                     const char* kernel) {
+  const auto range = copies.equal_range(key);
+  for (auto entry = range.first; entry != range.second; ++entry) {
+    std::shared_ptr<const uint32_t> held = entry->second.lock();
+    if (held != nullptr && is_copy(problem, kernel, held.get())) return held;
+  }
+  return nullptr;
+}
+
+std::shared_ptr<const uint32_t> make(const BcqMatMulProblem& problem, const char* kernel) {
+  const size_t bytes = size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t);
+  const auto block = std::static_pointer_cast<uint32_t>(allocate_block(bytes));
+  if (block == nullptr) {
+    throw Refusal{"codes: no memory for a resident copy of " + std::to_string(bytes) +
+                  " bytes. Set bcq.weights to mapped."};
+  }
+  copy(problem, kernel, block.get());
+  return block;
+}
+
+void forget_gone(Copies& copies) {
+  for (auto entry = copies.begin(); entry != copies.end();) {
+    entry = entry->second.expired() ? copies.erase(entry) : std::next(entry);
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, const char* kernel,
+                                               const std::string& code_hash) {
+  static std::mutex& mutex = *new std::mutex;
+  static Copies& copies = *new Copies;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Key key{code_hash, kernel, problem.N, problem.K, problem.bits};
+  std::shared_ptr<const uint32_t> held = find(copies, key, problem, kernel);
+  if (held == nullptr) {
+    held = make(problem, kernel);
+    forget_gone(copies);
+    copies.emplace(key, held);
+  }
+  release_file_pages(problem.codes, size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t));
+  return held;
+}
+
+}  // namespace bcq::ort

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a program may ask of the library, by entries of its session options or by environment variables, which win.
+// ONNX Runtime 1.21 shows session options only while the library is registered: entries must be set before.
+#pragma once
+
+#include <string>
+
+#include "ort/ort_abi.h"
+
+namespace bcq::ort {
+
+struct Settings {
+  // bcq.weights, BCQ_WEIGHTS: "mapped" computes on the mapped bytes of the file, "resident" on a private copy.
+  bool resident = false;
+  // bcq.profile, BCQ_PROFILE: absolute path of a .jsonl file that gets one line per node when a session ends, or empty.
+  std::string profile;
+
+  // Equal text, equal settings.
+  std::string text() const {
+    return std::string("weights=") + (resident ? "resident" : "mapped") + " profile=" + profile;
+  }
+};
+
+// Throws Refusal that names an entry whose value cannot be used.
+Settings read_settings(const Calls& calls, const OrtSessionOptions* options);
+
+// The value of a session configuration entry, or empty when there is none.
+std::string config_entry(const Calls& calls, const OrtSessionOptions* options, const char* key);
+
+}  // namespace bcq::ort

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profile holds one line per node: which kernel ran it, how often and how long for each number of rows."""
+
+from __future__ import annotations
+
+import gc
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bcq import contract
+from bcq.core import Core
+from nodes import activations, one_node, open_session, random_weight
+
+WEIGHT = random_weight(48, 64, 3, 32)
+CORE = Core.load()
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BCQ_WEIGHTS", raising=False)
+    monkeypatch.delenv("BCQ_PROFILE", raising=False)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    gc.collect()  # a session ends when nobody holds it
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def profiled(path: Path, *rows: int, weights: str = "mapped") -> list[dict[str, Any]]:
+    """The lines that a session leaves which runs a BcqMatMul on so many rows each time."""
+    entries = {"bcq.profile": str(path), "bcq.weights": weights}
+    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)), entries=entries)
+    for count in rows:
+        session.run(None, {"A": activations(count, 64)})
+    del session
+    return lines(path)
+
+
+def test_a_node_is_one_line_with_its_kernel_and_a_count_for_each_number_of_rows(tmp_path: Path) -> None:
+    (line,) = profiled(tmp_path / "p.jsonl", 1, 5, 1, 1)
+    runs = line.pop("runs")
+    assert line == {
+        "node": "the_node",
+        "op": "BcqMatMul",
+        "kernel": CORE.select_matmul(bits=3, K=64, N=48, group_size=32, flags=CORE.flags()),
+        "weights": "mapped",
+        "bits": 3,
+        "K": 64,
+        "N": 48,
+        "group_size": 32,
+        "accuracy_level": 0,
+    }
+    assert [(run["M"], run["calls"]) for run in runs] == [(1, 3), (5, 1)]
+    assert all(0 < run["us"] < 60e6 for run in runs)
+
+
+def test_resident_weights_are_told(tmp_path: Path) -> None:
+    (line,) = profiled(tmp_path / "p.jsonl", 1, weights="resident")
+    assert line["weights"] == "resident"
+
+
+def test_sessions_append_to_a_profile(tmp_path: Path) -> None:
+    profiled(tmp_path / "p.jsonl", 1)
+    assert len(profiled(tmp_path / "p.jsonl", 1)) == 2
+
+
+def test_a_gather_is_profiled_by_its_number_of_indices(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    model = one_node(contract.GATHER, WEIGHT, np.int64, ("b", "s"))
+    session = open_session(model, entries={"bcq.profile": str(path)})
+    session.run(None, {"indices": np.zeros((2, 3), np.int64)})
+    del session
+    (line,) = lines(path)
+    assert (line["op"], line["kernel"]) == ("BcqGather", CORE.select_gather(flags=CORE.flags()))
+    assert [(run["M"], run["calls"]) for run in line["runs"]] == [(6, 1)]
+
+
+def test_the_environment_variable_profiles_programs_that_set_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.jsonl"
+    monkeypatch.setenv("BCQ_PROFILE", str(path))
+    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)))
+    session.run(None, {"A": activations(1, 64)})
+    del session
+    assert len(lines(path)) == 1
+
+
+def test_concurrent_runs_are_all_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    model = one_node(contract.MATMUL, WEIGHT, dims=("m",))
+    held = [open_session(model, entries={"bcq.profile": str(path)})]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: held[0].run(None, {"A": activations(1 + i % 4, 64)}), range(800)))
+    held.clear()
+    (line,) = lines(path)
+    assert {run["M"]: run["calls"] for run in line["runs"]} == {1: 200, 2: 200, 3: 200, 4: 200}
+
+
+def test_a_name_with_quotes_and_controls_stays_json(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    model = one_node(contract.MATMUL, WEIGHT, dims=("m",))
+    model.graph.node[0].name = 'a"b\\c\n$(d)é'
+    open_session(model, entries={"bcq.profile": str(path)})
+    (line,) = lines(path)
+    assert line["node"] == 'a"b\\c?$(d)??'
+    assert line["runs"] == []
+
+
+def test_a_profile_that_cannot_be_written_at_the_end_costs_a_line_and_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    path = folder / "p.jsonl"
+    model = one_node(contract.MATMUL, WEIGHT, dims=("m",))
+    session = open_session(model, entries={"bcq.profile": str(path)})
+    path.unlink()
+    folder.rmdir()
+    del session
+    gc.collect()
+    assert f"bcq: the profile {path} cannot be written" in capfd.readouterr().err
