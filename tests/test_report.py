@@ -101,7 +101,7 @@ def test_a_report_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> N
 def test_a_report_is_the_same_for_the_same_matrices() -> None:
     text = report.report_json([row("a")], {})
     assert text == report.report_json([row("a")], {})
-    assert set(json.loads(text)) == {"options", "matrices"}
+    assert set(json.loads(text)) == {"options", "matrices", "fused"}
 
 
 def test_the_end_of_a_run_names_what_stays_dense_and_why() -> None:

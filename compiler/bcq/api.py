@@ -45,6 +45,7 @@ def export(
     output: str | Path,
     *,
     allow_partial: bool = False,
+    fuse: bool = True,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -54,6 +55,7 @@ def export(
         source: quantized base (or its folder), Hugging Face folder, or ``.onnx`` file.
         output: folder to write; an older export there is replaced as a whole.
         allow_partial: accept less than 90 % of matrix bytes packed.
+        fuse: join matrices that read the same activations into one operator; results stay the same.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
 
@@ -66,7 +68,9 @@ def export(
     from bcq.export import export as export_source
 
     chosen = QuantizeOptions(**options) if options else None
-    return export_source(source, Path(output), chosen, allow_partial=allow_partial, progress=progress)
+    return export_source(
+        source, Path(output), chosen, allow_partial=allow_partial, progress=progress, fuse=fuse
+    )
 
 
 def _temporary_folder() -> Path:

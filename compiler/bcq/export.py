@@ -69,6 +69,7 @@ def export(
     allow_partial: bool = False,
     progress: Progress = SILENT,
     command: Sequence[str] = ("bcq", "export"),
+    fuse: bool = True,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -79,6 +80,7 @@ def export(
         allow_partial: accept that less than 90 % of matrix bytes are packed.
         progress: told once a matrix.
         command: what to record in the manifest.
+        fuse: join matrices that read the same activations (Q, K and V, say); results stay the same.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
@@ -94,16 +96,17 @@ def export(
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     with AtomicFolder(output) as folder:
         if isinstance(opened, QuantizedBase):
-            kind, packed = _export_base(opened, folder, progress)
+            kind, packed = _export_base(opened, folder, progress, fuse)
         elif _is_graph(opened):
-            kind, packed = "graph", _export_file(opened, folder, options or QuantizeOptions(), progress)
+            chosen = options or QuantizeOptions()
+            kind, packed = "graph", _export_file(opened, folder, chosen, progress, fuse)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
                 base = _quantized(opened, Path(temporary) / "base", options, progress)
-                kind, packed = _export_base(base, folder, progress)
+                kind, packed = _export_base(base, folder, progress, fuse)
         _check_share(packed, allow_partial)
         recorded = _recorded_options(opened, options)
-        text = report.report_json(packed.matrices, recorded)
+        text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         write_manifest(folder, command, int(recorded.get("seed", 0)))
         model_bytes = sum(path.stat().st_size for path in folder.glob(f"{MODEL_FILE}*"))
@@ -181,14 +184,14 @@ def _quantized(
     return quantize(model, folder, options, progress=progress)
 
 
-def _export_base(base: QuantizedBase, folder: Path, progress: Progress) -> tuple[str, PackReport]:
+def _export_base(base: QuantizedBase, folder: Path, progress: Progress, fuse: bool) -> tuple[str, PackReport]:
     """Model, configuration and tokenizer of a base; the kind, and what was packed."""
     from bcq.frontends import hf
     from bcq.passes import FromBase
     from bcq.quantize import copy_side_files
 
     skeleton = hf.skeleton(base)
-    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress)
+    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress, fuse)
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
@@ -196,22 +199,26 @@ def _export_base(base: QuantizedBase, folder: Path, progress: Progress) -> tuple
     return skeleton.architecture.kind, packed
 
 
-def _export_file(path: Path, folder: Path, options: QuantizeOptions, progress: Progress) -> PackReport:
+def _export_file(
+    path: Path, folder: Path, options: QuantizeOptions, progress: Progress, fuse: bool
+) -> PackReport:
     """An ``.onnx`` file; its weights are solved one by one and wait on the disk, not in memory."""
     from bcq.frontends import onnx_file
     from bcq.passes import SolveOnTheFly
 
     model = onnx_file.load(path)
     with onnx_file.explained(path):
-        packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress)
+        packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress, fuse)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
 
 
-def _pack_and_write(model: ir.Model, weights: WeightSource, folder: Path, progress: Progress) -> PackReport:
+def _pack_and_write(
+    model: ir.Model, weights: WeightSource, folder: Path, progress: Progress, fuse: bool
+) -> PackReport:
     from bcq import passes
 
-    packed = passes.run(model, weights, progress)
+    packed = passes.run(model, weights, progress, passes.PIPELINE if fuse else passes.UNFUSED)
     write_model(model, folder / MODEL_FILE)
     return packed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bcq import contract, packing
+from bcq import contract, fused, packing
 from bcq.bcq import Float32
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
@@ -25,9 +25,9 @@ class ExportedWeights:
     """Constants of an exported model; each is read from the disk when asked for.
 
     Attributes:
-        packed: nodes' packed matrices, by the name of the matrix.
-        dense: every other initializer by its name.
-        matmuls: how many nodes multiply with a packed matrix.
+        packed: nodes' packed matrices, by the name of the matrix; each part of a fused one by its own.
+        dense: every other initializer by its name, and each part of merged biases.
+        matmuls: how many products with a packed matrix there are; a fused node counts for each of its parts.
         gather_rows: for each graph input that looks rows up in a constant, the fewest rows of these.
     """
 
@@ -42,7 +42,8 @@ class ExportedWeights:
 
         Raises:
             InputError: as `bcq.frontends.onnx_file.load`; E109 for a BCQ node whose inputs do not fit, or
-                whose attributes are not those of ``ops/contract.json``.
+                whose attributes are not those of ``ops/contract.json``, and for a note about parts that
+                does not fit its node.
         """
         from bcq.frontends import onnx_file
 
@@ -54,14 +55,15 @@ class ExportedWeights:
         parts: set[str | None] = set()
         for node in nodes:
             values = _constants(node)
-            packed[str(values[0].name).removesuffix(_SUFFIX)] = _packed(node, values)
+            packed.update(_matrices(node, values))
             parts.update(tensor.name for tensor in values)
         dense = {
             name: value.const_value
             for name, value in model.graph.initializers.items()
             if value.const_value is not None and name not in parts
         }
-        matmuls = sum(node.op_type == contract.MATMUL.name for node in nodes)
+        dense.update(_merged_biases(model))
+        matmuls = sum(len(_note(node)) or 1 for node in nodes if node.op_type == contract.MATMUL.name)
         return cls(packed, dense, matmuls, _gather_rows(model))
 
     def names(self) -> set[str]:
@@ -94,6 +96,42 @@ def _constants(node: ir.Node) -> list[ir.TensorProtocol]:
     if len(constants) != len(_PARTS) or not all(tensor.name for tensor in constants):
         raise _malformed(node, f"got {len(constants)} constant inputs, expected {', '.join(_PARTS)}")
     return constants
+
+
+def _matrices(node: ir.Node, constants: list[ir.TensorProtocol]) -> dict[str, PackedWeight]:
+    """The matrix of a node by its name; of a fused node, every part by its own."""
+    whole, parts = _packed(node, constants), _note(node)
+    if not parts:
+        return {str(constants[0].name).removesuffix(_SUFFIX): whole}
+    try:
+        return dict(fused.take_parts(whole, parts))
+    except ValueError as fault:
+        raise _malformed(node, f"its note on parts: {fault}") from fault
+
+
+def _note(node: ir.Node) -> list[fused.Part]:
+    try:
+        return fused.read_note(node.metadata_props)
+    except ValueError as fault:
+        raise _malformed(node, f"its note on parts: {fault}") from fault
+
+
+def _merged_biases(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Each bias that was joined with others, by its own name."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for node in model.graph:
+        parts = _note(node) if node.domain == "" else []
+        whole = next((value.const_value for value in node.inputs if value and value.const_value), None)
+        if not parts or whole is None:
+            continue
+        array = whole.numpy()
+        if array.shape != (sum(part.rows for part in parts),):
+            raise _malformed(
+                node, f"its note on parts: it does not fit a tensor of shape {list(array.shape)}"
+            )
+        for part in parts:
+            found[part.name] = ir.Tensor(array[part.first : part.first + part.rows], name=part.name)
+    return found
 
 
 def _packed(node: ir.Node, constants: list[ir.TensorProtocol]) -> PackedWeight:

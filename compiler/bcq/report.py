@@ -87,9 +87,19 @@ def matrix_rows(records: Iterable[Any]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows_of(records)]
 
 
-def report_json(records: Iterable[Any], options: dict[str, Any]) -> str:
-    """Text of ``bcq_report.json``: the same for the same input, so without time and memory."""
-    document = {"options": options, "matrices": matrix_rows(records)}
+def report_json(records: Iterable[Any], options: dict[str, Any], fusions: Iterable[Any] = ()) -> str:
+    """Text of ``bcq_report.json``: the same for the same input, so without time and memory.
+
+    Args:
+        records: every matrix, as `rows_of` takes them.
+        options: how it was quantized.
+        fusions: which matrices one operator multiplies with, as :class:`bcq.passes.report.Fusion`.
+    """
+    document = {
+        "options": options,
+        "matrices": matrix_rows(records),
+        "fused": [asdict(fusion) for fusion in fusions],
+    }
     return json.dumps(document, indent=2) + "\n"
 
 

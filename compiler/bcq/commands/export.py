@@ -24,6 +24,12 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("source", type=Path, metavar="SOURCE", help="base, model folder or .onnx file")
     verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     verb.add_argument("--allow-partial", action="store_true", help="accept less than 90 %% packed")
+    verb.add_argument(
+        "--no-fuse",
+        dest="fuse",
+        action="store_false",
+        help="one operator a matrix, also where several (Q, K, V) read the same activations",
+    )
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
@@ -41,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
         command=["bcq", *arguments.words],
+        fuse=arguments.fuse,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)

@@ -43,11 +43,27 @@ class MatrixRecord:
         return self.bits is not None
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """Matrices that one node multiplies with, because they read the same activations; or why one does not.
+
+    Attributes:
+        name: what the fused matrix is called in the file; empty when none was made.
+        parts: names of the matrices, in the order of their rows.
+        reason: why the only matrix in `parts` was left apart; empty otherwise.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    reason: str
+
+
 @dataclass
 class PackReport:
-    """All matrices of one graph, in the order in which the graph reads them."""
+    """All matrices of one graph, in the order in which the graph reads them, and which were fused."""
 
     matrices: list[MatrixRecord] = field(default_factory=list)
+    fusions: list[Fusion] = field(default_factory=list)
 
     @property
     def packed_count(self) -> int:
