@@ -12,6 +12,7 @@ import onnxruntime
 
 from bcq import contract
 from bcq.errors import BcqError, InputError, ResourceError
+from bcq.model_check import check_model
 
 LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
@@ -67,6 +68,7 @@ def session(
     options = session_options if session_options is not None else default_options()
     if with_library:
         register_library(options)
+    check_model(model)
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes share no base of their own

@@ -41,16 +41,50 @@ int64_t read_int(const Calls& calls, const OrtKernelInfo* info, const char* name
   return value;
 }
 
+// ONNX Runtime gives a text in two steps, its size with the terminating zero and its bytes. False and an empty text
+// when it refuses either.
+template <typename Get>
+bool read_text(const Get& get, const Calls& calls, std::string& text) {
+  size_t size = 0;
+  text.clear();
+  if (!succeeded(calls, get(nullptr, &size)) || size == 0) return false;
+  text.resize(size);
+  const bool read = succeeded(calls, get(text.data(), &size));
+  text.resize(read ? size - 1 : 0);
+  return read;
+}
+
 std::string read_string(const Calls& calls, const OrtKernelInfo* info, const char* name) {
-  size_t size = 0;  // with the terminating zero
-  if (!succeeded(calls, calls.KernelInfoGetAttribute_string(info, name, nullptr, &size))) {
-    refuse_attribute(name, "string");
+  std::string text;
+  const auto get = [&](char* out, size_t* size) { return calls.KernelInfoGetAttribute_string(info, name, out, size); };
+  if (!read_text(get, calls, text)) refuse_attribute(name, "string");
+  return text;
+}
+
+// Bytes of the UTF-8 character at `at`, or 0 when there is none: messages reach programs that refuse other bytes.
+size_t utf8_length(const std::string& text, size_t at) {
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  const unsigned first = byte(at);
+  const size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(at + i) & 0xc0) != 0x80) return 0;
   }
-  std::string text(size, '\0');
-  if (!succeeded(calls, calls.KernelInfoGetAttribute_string(info, name, text.data(), &size))) {
-    refuse_attribute(name, "string");
+  const unsigned second = byte(at + 1);
+  const bool overlong = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
+  const bool outside = (first == 0xed && second >= 0xa0) || (first == 0xf4 && second >= 0x90);
+  return overlong || outside ? 0 : length;
+}
+
+// A name as it may stand in a message: short, no control characters, valid UTF-8.
+std::string shown(const std::string& name) {
+  constexpr size_t kLongest = 200;
+  std::string text;
+  for (size_t at = 0; at < name.size() && text.size() < kLongest;) {
+    const size_t length = utf8_length(name, at);
+    const bool control = static_cast<unsigned char>(name[at]) < 0x20 || name[at] == 0x7f;
+    text += length == 0 || control ? "?" : name.substr(at, length);
+    at += length == 0 ? 1 : length;
   }
-  text.resize(size == 0 ? 0 : size - 1);
   return text;
 }
 
@@ -98,22 +132,16 @@ Tensor::Tensor(const Calls& calls, const OrtValue* value) {
 }
 
 std::string node_name(const Calls& calls, const OrtKernelInfo* info) {
-  size_t size = 0;
   std::string name;
-  if (succeeded(calls, calls.KernelInfo_GetNodeName(info, nullptr, &size)) && size > 1) {
-    name.resize(size);
-    if (!succeeded(calls, calls.KernelInfo_GetNodeName(info, name.data(), &size))) name.clear();
-    name.resize(name.empty() ? 0 : size - 1);
-  }
+  read_text([&](char* out, size_t* size) { return calls.KernelInfo_GetNodeName(info, out, size); }, calls, name);
+  if (!name.empty()) return name;
+  // A node need not have a name; the name of its output is as unique.
+  read_text([&](char* out, size_t* size) { return calls.KernelInfo_GetOutputName(info, 0, out, size); }, calls, name);
   return name;
 }
 
 std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char* op) {
-  std::string name = node_name(calls, info);
-  for (char& c : name) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  return std::string(op) + " '" + name.substr(0, 200) + "'";
+  return std::string(op) + " '" + shown(node_name(calls, info)) + "'";
 }
 
 Attributes read_attributes(const Calls& calls, const OrtKernelInfo* info, const contract::Op& op) {

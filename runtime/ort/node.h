@@ -62,10 +62,10 @@ class Tensor {
   ONNXTensorElementDataType type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 };
 
-// The node's name as the model has it; empty when it has none.
+// The node's name as the model has it, or the name of its output when it has none.
 std::string node_name(const Calls& calls, const OrtKernelInfo* info);
 
-// Operator and node for messages: "BcqMatMul 'name'"; control characters are replaced.
+// Operator and node for messages: "BcqMatMul 'name'", short, without control characters and as valid UTF-8.
 std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char* op);
 
 // Every attribute that the contract lists for `op`; throws Refusal naming the one that is missing or mistyped.

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and surroundings that mean harm or are broken, and what becomes of each: the reliability score."""
