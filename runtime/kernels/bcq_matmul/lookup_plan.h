@@ -62,9 +62,9 @@ inline LookupPlan lookup_plan(const MatMulProblem& p, const Entries& entries) {
   return plan;
 }
 
-// accuracy_level 1 asks for float32; 16-bit tables are exact enough for all other levels.
+// accuracy_level 4 allows 8 bits, 1 asks for float32; 16-bit tables are exact enough for all other levels.
 inline bool t8_supports(const MatMulProblem& p) { return p.accuracy_level == 4; }
-inline bool t16_supports(const MatMulProblem& p) { return p.accuracy_level != 1; }
+inline bool t16_supports(const MatMulProblem& p) { return p.accuracy_level != 1 && p.accuracy_level != 4; }
 
 inline size_t t16_scratch_bytes(const MatMulProblem& p) { return size_t(p.M) * lookup_plan(p, kT16).row_bytes; }
 inline size_t t8_scratch_bytes(const MatMulProblem& p) { return size_t(p.M) * lookup_plan(p, kT8).row_bytes; }

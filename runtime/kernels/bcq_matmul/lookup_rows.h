@@ -38,10 +38,11 @@ inline void store_tile(const MatMulProblem& p, int64_t m, int64_t tile, const fl
   std::memcpy(static_cast<uint16_t*>(p.y) + at, halves, count * sizeof(uint16_t));
 }
 
-inline void run_exact(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t begin_tile, int64_t end_tile) {
+inline void run_exact(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t begin_tile, int64_t end_tile,
+                      RestoreLine restore = nullptr) {
   for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
     float y[kTileRows];
-    exact_tile(p, plan, m, tile, y);
+    exact_tile(p, plan, m, tile, restore, y);
     store_tile(p, m, tile, y);
   }
 }
@@ -57,24 +58,32 @@ inline void run_set(const MatMulProblem& p, const RowSet& set, int64_t begin_til
   }
 }
 
-template <typename ComputeTile>
-inline void run_lookups(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t begin_tile,
-                    int64_t end_tile, ComputeTile compute_tile) {
+// Computes the rows of A that tables do not hold, and calls visit(RowSet) for the others, up to kRowsAtOnce at once.
+template <typename Visit>
+inline void for_each_set(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t begin_tile,
+                         int64_t end_tile, RestoreLine restore, Visit visit) {
   RowSet set;
   set.count = 0;
   for (int64_t m = 0; m < p.M; ++m) {
     const LookupRow row = lookup_row(plan, scratch, m);
     if (*row.out_of_range) {
-      run_exact(p, plan, m, begin_tile, end_tile);
+      run_exact(p, plan, m, begin_tile, end_tile, restore);
       continue;
     }
     set.rows[set.count] = row;
     set.numbers[set.count++] = m;
     if (set.count < kRowsAtOnce) continue;
-    run_set(p, set, begin_tile, end_tile, compute_tile);
+    visit(set);
     set.count = 0;
   }
-  run_set(p, set, begin_tile, end_tile, compute_tile);
+  if (set.count > 0) visit(set);
+}
+
+template <typename ComputeTile>
+inline void run_lookups(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t begin_tile,
+                        int64_t end_tile, ComputeTile compute_tile) {
+  for_each_set(p, plan, scratch, begin_tile, end_tile, nullptr,
+               [&](const RowSet& set) { run_set(p, set, begin_tile, end_tile, compute_tile); });
 }
 
 // Where a block's codes begin, and its tables.

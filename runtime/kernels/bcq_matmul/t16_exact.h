@@ -40,13 +40,26 @@ inline void decode_input(const MatMulProblem& p, const uint32_t* words, const Ex
   }
 }
 
+// Writes the sixteen words of a line of resident codes as they are on disk; nullptr: codes are in the order of the disk.
+using RestoreLine = void (*)(const uint32_t* line, uint32_t* words);
+
+// The words of all planes of a chunk, from `room` where they have to be restored.
+inline const uint32_t* chunk_words(const MatMulProblem& p, int64_t chunk, RestoreLine restore, uint32_t* room) {
+  const uint32_t* words = p.codes + chunk * p.bits * kTileRows;
+  if (restore == nullptr) return words;
+  for (int64_t at = 0; at < p.bits * kTileRows; at += kTileRows) restore(words + at, room + at);
+  return room;
+}
+
 // y[r] = sum_k a[k] * weight[r, k] in double, so that no partial sum overflows before the result does.
-inline void exact_tile(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t tile, float* y) {
+inline void exact_tile(const MatMulProblem& p, const LookupPlan& plan, int64_t m, int64_t tile, RestoreLine restore,
+                       float* y) {
   double total[kTileRows] = {};
   ExactFactors factors;
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
     if (chunk % plan.group_chunks == 0) load_factors(p, tile * plan.groups + chunk / plan.group_chunks, factors);
-    const uint32_t* words = p.codes + (tile * plan.chunks + chunk) * p.bits * kTileRows;
+    uint32_t room[8 * kTileRows];
+    const uint32_t* words = chunk_words(p, tile * plan.chunks + chunk, restore, room);
     const int64_t left = p.K - chunk * kWordBits;
     for (int64_t j = 0; j < (left < kWordBits ? left : kWordBits); ++j) {
       float weight[kTileRows];
