@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor tells versions, library, CPU and chosen kernels, and never fails itself."""
+"""The doctor tells versions, library, CPU and chosen kernels; only a model can make it fail."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
-from bcq import doctor
+from bcq import cli, contract, doctor
 from bcq.core import Core
+from bcq.errors import InputError
+from nodes import one_node, random_weight
 
 
 def test_the_facts_name_the_library_the_cpu_and_a_kernel_for_each_number_of_bits() -> None:
@@ -40,3 +43,59 @@ def test_a_missing_library_is_a_fact(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_wrong_bcq_isa_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCQ_ISA", "avx9000")
     assert "unknown name" in doctor.facts()["cpu"]["error"]
+
+
+def two_nodes(folder: Path) -> Path:
+    """A model of a gather and a product, under the name that an export has."""
+    model = one_node(contract.MATMUL, random_weight(32, 64, 3, 32), change={"accuracy_level": 1})
+    gather = onnx.helper.make_node(
+        "BcqGather", ["rows", *model.graph.node[0].input[1:]], ["E"], domain=contract.DOMAIN
+    )
+    gather.attribute.extend(a for a in model.graph.node[0].attribute if a.name in contract.GATHER.attributes)
+    model.graph.node.append(gather)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, ["i"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("E", onnx.TensorProto.FLOAT, None))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def test_the_nodes_of_a_model_are_listed_with_their_kernels(tmp_path: Path) -> None:
+    core = Core.load()
+    facts = doctor.facts(two_nodes(tmp_path))
+    sizes = {"bits": 3, "K": 64, "N": 32, "group_size": 32}
+    assert facts["model"] == str(tmp_path)
+    product, gather = facts["nodes"]
+    kernel = core.select_matmul(**sizes, accuracy_level=1, flags=core.flags())
+    assert product == {"name": "the_node", "op": "BcqMatMul", **sizes, "accuracy_level": 1, "kernel": kernel}
+    kernel = core.select_gather(flags=core.flags())
+    assert gather == {"name": "", "op": "BcqGather", **sizes, "accuracy_level": None, "kernel": kernel}
+
+
+def test_the_kernels_of_nodes_follow_bcq_isa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BCQ_ISA", "scalar")
+    assert {node["kernel"] for node in doctor.facts(two_nodes(tmp_path))["nodes"]} == {"scalar"}
+
+
+def test_a_model_that_the_library_refuses_is_refused(tmp_path: Path) -> None:
+    model = one_node(contract.MATMUL, random_weight(32, 64, 3, 32), change={"K": 2**62})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="E109"):
+        doctor.facts(tmp_path)
+    with pytest.raises(InputError, match="E101"):
+        doctor.facts(tmp_path / "none")
+
+
+def test_the_command_prints_one_line_a_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", str(two_nodes(tmp_path))]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "the_node" in line]
+    assert line.split("|")[2].strip() == "BcqMatMul"
+    assert cli.main(["doctor", str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["nodes"]) == 2
+
+
+def test_how_weights_are_held_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCQ_WEIGHTS", "resident")
+    assert doctor.facts()["weights"] == {"BCQ_WEIGHTS": "resident", "used": "resident"}
+    monkeypatch.delenv("BCQ_WEIGHTS")
+    assert doctor.facts()["weights"]["used"] in ("mapped", "resident")

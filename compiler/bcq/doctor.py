@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine offers: versions, the operator library, CPU features and their kernels, memory."""
+"""What this machine offers: versions, the operator library, CPU features and their kernels, memory.
+
+Of a model it tells which kernel each node gets.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,13 +29,22 @@ _PACKAGES = (
 )
 
 
-def facts() -> dict[str, Any]:
-    """Everything that ``bcq doctor`` prints; what is missing is None and never an exception.
+def facts(model: Path | None = None) -> dict[str, Any]:
+    """Everything that ``bcq doctor`` prints; what the machine lacks is None and never an exception.
+
+    Args:
+        model: a packed model, an ``.onnx`` file or the folder of one, or None.
 
     Returns:
         ``python``, ``platform``, ``versions`` (by package), ``onnxruntime_api`` (needed), ``library`` (path,
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
-        (chosen for each operator and bits, all built), ``memory`` (total and available MB).
+        (chosen for each operator and bits, all built), ``weights`` (how a session holds them when its program
+        does not choose), ``memory`` (total and available MB, huge pages); with a model also ``model`` and
+        ``nodes`` (see `bcq.chosen.ChosenKernel`).
+
+    Raises:
+        InputError: when there is no such model, or it is damaged.
+        ResourceError: E603 when a model is to be opened and the operator library is missing.
     """
     return {
         "python": platform.python_version(),
@@ -39,8 +52,30 @@ def facts() -> dict[str, Any]:
         "versions": {package: _version(package) for package in _PACKAGES},
         "onnxruntime_api": f"{contract.ORT_API_VERSION} or newer",
         **_library_facts(),
-        "memory": _memory(),
+        "weights": {"BCQ_WEIGHTS": os.environ.get("BCQ_WEIGHTS"), "used": _weights()},
+        "memory": {**_memory(), "huge_pages": _huge_pages()},
+        **({} if model is None else _model_facts(model)),
     }
+
+
+def _model_facts(model: Path) -> dict[str, Any]:
+    from bcq.chosen import chosen_kernels
+
+    return {"model": str(model), "nodes": [asdict(node) for node in chosen_kernels(model)]}
+
+
+def _weights() -> str:
+    """How the library holds weights when a program does not choose."""
+    return os.environ.get("BCQ_WEIGHTS") or "mapped"
+
+
+def _huge_pages() -> str | None:
+    """``always``, ``madvise`` or ``never``; all but the last give resident weights huge pages."""
+    try:
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return modes.partition("[")[2].partition("]")[0] or None
 
 
 def _version(package: str) -> str | None:

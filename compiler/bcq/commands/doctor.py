@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bcq doctor``: what this machine offers and which kernels it will get."""
+"""``bcq doctor``: what this machine offers, and which kernel each node of a model gets on it."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq.commands.options import add_verb, emit
@@ -13,13 +14,21 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   bcq doctor
-  bcq doctor --json"""
+  bcq doctor out
+  bcq doctor model.onnx --json"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
     verb = add_verb(
         subparsers, "doctor", "show versions, op library, CPU and chosen kernels, memory", EXAMPLES
+    )
+    verb.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL",
+        help="packed model, a folder or .onnx file: also list its nodes with their kernels",
     )
     verb.set_defaults(run=run)
 
@@ -28,9 +37,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the facts; a missing library is a fact, not a failure."""
     from bcq import doctor
 
-    facts = doctor.facts()
-    emit(arguments, facts, "\n".join(lines(facts)))
+    facts = doctor.facts(arguments.model)
+    nodes = facts.get("nodes")
+    machine = {name: value for name, value in facts.items() if name != "nodes"}
+    text = "\n".join(lines(machine))
+    emit(arguments, facts, text if nodes is None else f"{text}\n\n{node_table(nodes)}")
     return 0
+
+
+def node_table(nodes: list[dict[str, Any]]) -> str:
+    """One line a node, in the order of the model."""
+    from bcq.report import table
+
+    header = ["node", "op", "kernel", "q", "K", "N", "group", "level"]
+    names = ("name", "op", "kernel", "bits", "K", "N", "group_size", "accuracy_level")
+    body = [["-" if node[name] in (None, "") else str(node[name]) for name in names] for node in nodes]
+    return table(header, body, "lllrrrrr")
 
 
 def lines(facts: dict[str, Any], prefix: str = "") -> list[str]:

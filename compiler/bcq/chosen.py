@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel each node of a packed model gets on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bcq import contract, runtime
+from bcq.core import Core
+
+
+@dataclass(frozen=True)
+class ChosenKernel:
+    """One BCQ node and what runs it here.
+
+    Attributes:
+        name: the node's name; empty when it has none.
+        op: ``BcqMatMul`` or ``BcqGather``.
+        bits: q, planes of its matrix.
+        K: inputs of its matrix.
+        N: rows of its matrix.
+        group_size: inputs that share a scale.
+        accuracy_level: see ``ops/README.md``; None for a gather, which has none.
+        kernel: a name from ``Core.kernels(op)``.
+    """
+
+    name: str
+    op: str
+    bits: int
+    K: int
+    N: int
+    group_size: int
+    accuracy_level: int | None
+    kernel: str
+
+
+def chosen_kernels(folder_or_file: str | Path) -> list[ChosenKernel]:
+    """The BCQ nodes of a model in the order of its file, also inside subgraphs.
+
+    The model is opened as a session first: what the operator library refuses is refused here, so the listed
+    attributes are valid ones.
+
+    Args:
+        folder_or_file: an ``.onnx`` file, or a folder that holds ``model.onnx``.
+
+    Raises:
+        InputError: as `bcq.runtime.session` and `bcq.frontends.onnx_file.load`.
+        ResourceError: E603 when the operator library is missing or cannot be used.
+    """
+    from bcq.frontends import onnx_file
+
+    path = runtime.model_file(folder_or_file)
+    runtime.session(path)
+    core = Core.load()
+    nodes = onnx_file.load(path).graph.all_nodes()
+    return [_chosen(core, node) for node in nodes if node.domain == contract.DOMAIN]
+
+
+def _chosen(core: Core, node: ir.Node) -> ChosenKernel:
+    level = node.attributes.get_int("accuracy_level") if node.op_type == contract.MATMUL.name else None
+    sizes = {name: node.attributes.get_int(name) or 0 for name in ("bits", "K", "N", "group_size")}
+    kernel = (
+        core.select_gather(flags=core.flags())
+        if level is None
+        else core.select_matmul(**sizes, accuracy_level=level, flags=core.flags())
+    )
+    return ChosenKernel(name=node.name or "", op=node.op_type, **sizes, accuracy_level=level, kernel=kernel)
