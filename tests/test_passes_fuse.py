@@ -290,7 +290,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     files = []
     for name in ("one", "two"):
         model = qkv(32, 16, 20)
-        passes.run(model, passes.SolveOnTheFly(QuantizeOptions(method="greedy"), spool=tmp_path))
+        passes.run(model, passes.SolveOnTheFly(QuantizeOptions(method="greedy")))
         (tmp_path / name).mkdir()
         write_model(model, tmp_path / name / "model.onnx")
         files.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])

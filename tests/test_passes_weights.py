@@ -15,6 +15,7 @@ from bcq.errors import InputError, UnsupportedError
 from bcq.packing import PackedWeight
 from bcq.passes import FromBase, Left, MatrixRef, SolveOnTheFly
 from bcq.plan import QuantizeOptions
+from bcq.resume import Finished
 from graphs import model_of, normal, random_weight
 
 TWO = "main (float[m, 64] x) => (float[m, 64] y) { h = MatMul (x, a) y = MatMul (h, b) }"
@@ -75,15 +76,19 @@ def test_a_weight_that_is_not_finite_is_refused_by_name_and_place(value: float) 
     assert caught.value.code == "E106"
 
 
-def test_spooled_weights_are_equal_and_leave_no_file(tmp_path: Path) -> None:
+def test_weights_that_wait_on_the_disk_are_equal_and_mapped(tmp_path: Path) -> None:
     options = QuantizeOptions(method="greedy")
-    kept = SolveOnTheFly(options).pack(ref())
-    spooled = SolveOnTheFly(options, spool=tmp_path).pack(ref())
-    assert isinstance(kept, PackedWeight)
-    assert isinstance(spooled, PackedWeight)
-    for name, array in kept.tensors().items():
-        np.testing.assert_array_equal(array, spooled.tensors()[name])
-    assert isinstance(spooled.codes, np.memmap)
+    in_memory = SolveOnTheFly(options).pack(ref())
+    finished = Finished(tmp_path / "out")
+    finished.open()
+    assert isinstance(in_memory, PackedWeight)
+    for _ in range(2):  # solved, then found
+        waiting = SolveOnTheFly(options, finished).pack(ref())
+        assert isinstance(waiting, PackedWeight)
+        for name, array in in_memory.tensors().items():
+            np.testing.assert_array_equal(array, waiting.tensors()[name])
+        assert isinstance(waiting.codes, np.memmap)
+    finished.close(None)
     assert list(tmp_path.iterdir()) == []
 
 

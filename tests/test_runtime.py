@@ -90,7 +90,7 @@ def test_a_malformed_node_is_e109_and_named(tmp_path: Path) -> None:
     assert "model.onnx: BcqMatMul 'the_node': bits: got 9, expected 1 to 8." in error.message
 
 
-def test_missing_and_short_weight_files_are_e103(tmp_path: Path) -> None:
+def test_short_weight_files_are_e103_and_missing_ones_e101(tmp_path: Path) -> None:
     model, _ = write_big_model(tmp_path)
     data = tmp_path / "model.onnx.data"
     with data.open("r+b") as file:
@@ -99,7 +99,7 @@ def test_missing_and_short_weight_files_are_e103(tmp_path: Path) -> None:
     assert (error.code, "model.onnx" in error.message) == ("E103", True)
     data.unlink()
     error = refused(runtime.session, model)
-    assert (error.code, "model.onnx.data" in error.message) == ("E103", True)
+    assert (error.code, "model.onnx.data" in error.message) == ("E101", True)
 
 
 def test_the_library_lies_beside_the_package_or_where_the_user_says(

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    model: str | Path, output: str | Path | None = None, *, progress: Progress = SILENT, **options: Any
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
 ) -> QuantizedBase:
     """Quantizes a model folder.
 
     Args:
         model: Hugging Face folder with safetensors.
         output: where the quantized base goes; None keeps it in a temporary folder until the program ends.
+        resume: go on with the matrices that a stopped run of the same output has finished.
         progress: told about each matrix.
         **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``.
 
@@ -37,7 +43,7 @@ def quantize(
     from bcq.quantize import quantize as quantize_folder
 
     folder = Path(output) if output is not None else _temporary_folder() / "base"
-    return quantize_folder(Path(model), folder, QuantizeOptions(**options), progress=progress)
+    return quantize_folder(Path(model), folder, QuantizeOptions(**options), progress=progress, resume=resume)
 
 
 def export(
@@ -46,6 +52,7 @@ def export(
     *,
     allow_partial: bool = False,
     fuse: bool = True,
+    resume: bool = False,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -56,6 +63,7 @@ def export(
         output: folder to write; an older export there is replaced as a whole.
         allow_partial: accept less than 90 % of matrix bytes packed.
         fuse: join matrices that read the same activations into one operator; results stay the same.
+        resume: go on with the matrices that a stopped run of the same output has finished.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
 
@@ -69,7 +77,13 @@ def export(
 
     chosen = QuantizeOptions(**options) if options else None
     return export_source(
-        source, Path(output), chosen, allow_partial=allow_partial, progress=progress, fuse=fuse
+        source,
+        Path(output),
+        chosen,
+        allow_partial=allow_partial,
+        progress=progress,
+        fuse=fuse,
+        resume=resume,
     )
 
 

@@ -3,19 +3,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from bcq import manifest
 from bcq.errors import InputError, ResourceError, UsageError
 
+if TYPE_CHECKING:
+    from bcq.resume import Finished
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_ASIDE = "old"  # where the former output waits if names cannot be exchanged in one step
+_SECONDS_TO_LOCK = 60.0
 
 
 class AtomicFolder:
@@ -28,16 +37,20 @@ class AtomicFolder:
     Args:
         path: the folder to make; it may exist if it is empty or holds only files that the manifest of this
             program lists.
+        finished: work that outlives a stopped run; opened and closed with the folder.
 
     Raises:
-        UsageError: E203 when ``path`` holds something else, or the current directory.
+        UsageError: E203 when ``path`` holds something else, or the current directory, or another run writes
+            it.
         InputError: E101 when the parent of ``path`` is not a folder.
         ResourceError: E601 when the disk refuses.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, finished: Finished | None = None) -> None:
         self._path = Path(path).absolute()
+        self._finished = finished
         self._partial: Path | None = None
+        self._lock = -1
         self._made: list[Path] = []
 
     def __enter__(self) -> Path:
@@ -48,34 +61,48 @@ class AtomicFolder:
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            if self._finished is not None:
+                self._finished.open()
             _remove_stale(self._path)
-            prefix = f".{self._path.name}.partial-{os.getpid()}-"
-            self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            self._partial.chmod(0o777 & ~_umask())
-        except OSError as fault:
+            self._partial, self._lock = _make_partial(self._path)
+            return self._partial
+        except BaseException as fault:
+            told = self._told(fault)
+            if self._finished is not None:
+                self._finished.close(told)
             self._remove_parents()
-            raise self._disk(fault) from fault
-        return self._partial
+            if told is fault:
+                raise
+            raise told from fault
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
+        told = self._end(fault)
+        if self._finished is not None:
+            told = self._finished.close(told) or told
+        if told is not None:
+            self._remove_parents()
+            if told is not fault:
+                raise told from fault
+
+    def _end(self, fault: BaseException | None) -> BaseException | None:
+        """Puts the folder at its place, or removes it; the fault as the user will read it."""
         assert self._partial is not None
-        done = False
         try:
-            if kind is None:
+            if fault is None:
                 _sync_tree(self._partial)
                 _swap(self._partial, self._path)
-                done = True
         except OSError as disk:
-            raise self._disk(disk) from disk
+            fault = disk
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
-            if not done:
-                self._remove_parents()
-        cause = fault.__cause__ if fault is not None and self._is_own(fault) else fault
-        if isinstance(cause, OSError):
-            raise self._disk(cause) from cause
+            os.close(self._lock)
+        return None if fault is None else self._told(fault)
+
+    def _told(self, fault: BaseException) -> BaseException:
+        cause = fault.__cause__ if self._is_own(fault) else fault
+        return self._disk(cause) if isinstance(cause, OSError) else fault
 
     def _remove_parents(self) -> None:
         """Removes the parents that were made for this output, as far as they are empty."""
@@ -87,9 +114,8 @@ class AtomicFolder:
 
     def _is_own(self, fault: BaseException) -> bool:
         """Whether a full disk was already explained with a path that only exists during the run."""
-        return (
-            isinstance(fault, ResourceError) and fault.code == "E601" and str(self._partial) in fault.message
-        )
+        is_disk = isinstance(fault, ResourceError) and fault.code == "E601"
+        return is_disk and str(self._partial) in str(fault)
 
     def _disk(self, fault: OSError) -> ResourceError:
         """The fault with the path that the user knows; the name of a temporary file would not help."""
@@ -160,7 +186,7 @@ def _swap(partial: Path, path: Path) -> None:
         partial.rename(path)
     elif not _exchange(partial, path):
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
-        path.rename(aside / "old")
+        path.rename(aside / _ASIDE)
         partial.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
     sync(path.parent)
@@ -191,13 +217,44 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def _make_partial(path: Path) -> tuple[Path, int]:
+    """A folder beside ``path``, locked for as long as its process lives."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
+    partial.chmod(0o777 & ~_umask())
+    handle = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a file system without locks: the process id has to do
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return partial, handle
+
+
 def _remove_stale(path: Path) -> None:
-    """Removes siblings whose process is gone."""
+    """Removes siblings whose process is gone, and puts back an output that it had moved aside."""
     prefix = f".{path.name}.partial-"
     for sibling in path.parent.iterdir():
         owner = sibling.name.removeprefix(prefix).partition("-")[0]
-        if sibling.name.startswith(prefix) and _is_process(owner) and not _alive(int(owner)):
-            shutil.rmtree(sibling, ignore_errors=True)
+        if not (sibling.name.startswith(prefix) and _is_process(owner)) or _in_use(sibling, int(owner)):
+            continue
+        if (sibling / _ASIDE).is_dir() and not path.exists():
+            (sibling / _ASIDE).rename(path)
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _in_use(sibling: Path, owner: int) -> bool:
+    """Whether the folder is locked, or so new that its process may be about to lock it."""
+    try:
+        handle = os.open(sibling, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:
+        return True  # a link, or gone already: nothing to remove
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        age = time.time() - os.fstat(handle).st_mtime
+    except BlockingIOError:
+        return True
+    except OSError:
+        return _alive(owner)
+    finally:
+        os.close(handle)
+    return age < _SECONDS_TO_LOCK and _alive(owner)
 
 
 def _is_process(text: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.errors import InputError
+from bcq.inside import Stamp, inner_file
 from bcq.safetensors_read import Header, StoredTensor, read_header
 
 SINGLE = "model.safetensors"
@@ -30,12 +31,14 @@ class Checkpoint:
         config: content of ``config.json``.
         tensors: every stored tensor by its name in the checkpoint.
         metadata: free text metadata of the (first) safetensors file.
+        stamps: what the files were when they were opened, for `bcq.inside.check_unchanged`.
     """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
+    stamps: tuple[Stamp, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
@@ -43,18 +46,19 @@ class Checkpoint:
 
         Raises:
             InputError: E101 no such folder, E102 not a model folder, E103 damaged, E104 pickle, E105 remote
-                code, E107 a shard or a tensor that the index names is missing, E108 an index that leaves the
-                folder.
+                code, E107 a shard or a tensor that the index names is missing, E108 an index, a link or a
+                hard link that leaves the folder.
         """
         folder = Path(folder)
         config = read_config(folder)
-        if (folder / SINGLE).exists():
+        if _is_there(folder / SINGLE):
+            stamps = [inner_file(folder / SINGLE, folder, "it holds the weights")]
             header = read_header(folder / SINGLE)
-        elif (folder / INDEX).exists():
-            header = _read_shards(folder)
+        elif _is_there(folder / INDEX):
+            stamps, header = _read_shards(folder)
         else:
             raise _no_weights(folder)
-        return cls(folder, config, header.tensors, header.metadata)
+        return cls(folder, config, header.tensors, header.metadata, tuple(stamps))
 
     def names(self) -> list[str]:
         """Names of all stored tensors, sorted."""
@@ -123,6 +127,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise InputError("E101", f"the folder {folder} {problem}.", "Give the path of a local model folder.")
+    if _is_there(folder / "config.json"):
+        inner_file(folder / "config.json", folder, "it is the configuration")
     config = read_json(folder / "config.json")
     if "auto_map" in config or config.get("trust_remote_code"):
         raise InputError(
@@ -144,7 +150,7 @@ def read_json(file: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_JSON_BYTES:
         raise InputError("E102", f"{file} is larger than {MAX_JSON_BYTES:,} bytes.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as fault:
         raise InputError("E102", f"{file} is not valid JSON ({fault}).") from fault
     if not isinstance(content, dict):
@@ -152,8 +158,21 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_shards(folder: Path) -> Header:
-    """All shards that the index names, each tensor checked to lie where the index says."""
+def _no_number(text: str) -> float:
+    """Refuses NaN, which Python's parser would take; Infinity means "no limit" in some configurations."""
+    if text == "NaN":
+        raise ValueError("it holds NaN")
+    return float(text)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a name exists, be it a link that leads nowhere."""
+    return path.exists() or path.is_symlink()
+
+
+def _read_shards(folder: Path) -> tuple[list[Stamp], Header]:
+    """All shards that the index names, each tensor checked to lie where the index says, and nowhere else."""
+    stamps = [inner_file(folder / INDEX, folder, "it lists the shards")]
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("E102", f"{folder / INDEX} has no weight_map.")
@@ -163,17 +182,30 @@ def _read_shards(folder: Path) -> Header:
             raise InputError(
                 "E108", f"{INDEX} names the shard {shard!r}, expected a file in the same folder."
             )
-        if not (folder / shard).exists():
+        if not _is_there(folder / shard):
             raise InputError(
                 "E107", f"{INDEX} names {shard}, which {folder} does not have.", "Copy all shards."
             )
+        stamps.append(inner_file(folder / shard, folder, f"{INDEX} names it"))
         headers[shard] = read_header(folder / shard)
+    _check_twice(headers)
     tensors: dict[str, StoredTensor] = {}
     for name, shard in weight_map.items():
         if name not in headers[str(shard)].tensors:
             raise InputError("E107", f"{INDEX} says that {shard} holds {name!r}, but it does not.")
         tensors[name] = headers[str(shard)].tensors[name]
-    return Header(tensors, next(iter(headers.values())).metadata)
+    return stamps, Header(tensors, next(iter(headers.values())).metadata)
+
+
+def _check_twice(headers: dict[str, Header]) -> None:
+    """Refuses a tensor that two shards hold: programs would not agree on its values."""
+    first: dict[str, str] = {}
+    for shard, header in headers.items():
+        for name in header.tensors:
+            if first.setdefault(name, shard) != shard:
+                raise InputError(
+                    "E103", f"{name!r} is in two shards, {first[name]} and {shard}.", "Copy the model again."
+                )
 
 
 def _no_weights(folder: Path) -> InputError:

@@ -16,10 +16,13 @@ from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
 from bcq.checkpoint import Checkpoint, read_config, read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.external import check_file
 from bcq.frontends.architectures import architecture_of
+from bcq.inside import check_unchanged
 from bcq.manifest import write_manifest
 from bcq.plan import QuantizeOptions, check_overrides
 from bcq.progress import SILENT, Progress
+from bcq.resume import Finished
 from bcq.write import write_model
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ def export(
     progress: Progress = SILENT,
     command: Sequence[str] = ("bcq", "export"),
     fuse: bool = True,
+    resume: bool = False,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -81,6 +85,7 @@ def export(
         progress: told once a matrix.
         command: what to record in the manifest.
         fuse: join matrices that read the same activations (Q, K and V, say); results stay the same.
+        resume: go on with the matrices that a stopped run of the same output has finished.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
@@ -94,15 +99,16 @@ def export(
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
-    with AtomicFolder(output) as folder:
+    finished = Finished(output, resume)
+    with AtomicFolder(output, finished) as folder:
         if isinstance(opened, QuantizedBase):
             kind, packed = _export_base(opened, folder, progress, fuse)
         elif _is_graph(opened):
             chosen = options or QuantizeOptions()
-            kind, packed = "graph", _export_file(opened, folder, chosen, progress, fuse)
+            kind, packed = "graph", _export_file(opened, folder, chosen, progress, fuse, finished)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
-                base = _quantized(opened, Path(temporary) / "base", options, progress)
+                base = _quantized(opened, Path(temporary) / "base", options, progress, finished)
                 kind, packed = _export_base(base, folder, progress, fuse)
         _check_share(packed, allow_partial)
         recorded = _recorded_options(opened, options)
@@ -177,11 +183,11 @@ def _check_tools(source: Source) -> None:
 
 
 def _quantized(
-    model: Path, folder: Path, options: QuantizeOptions | None, progress: Progress
+    model: Path, folder: Path, options: QuantizeOptions | None, progress: Progress, finished: Finished
 ) -> QuantizedBase:
     from bcq.quantize import quantize
 
-    return quantize(model, folder, options, progress=progress)
+    return quantize(model, folder, options, progress=progress, finished=finished)
 
 
 def _export_base(base: QuantizedBase, folder: Path, progress: Progress, fuse: bool) -> tuple[str, PackReport]:
@@ -196,19 +202,27 @@ def _export_base(base: QuantizedBase, folder: Path, progress: Progress, fuse: bo
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
         _write_decoder_files(base, skeleton.model, folder)
+    check_unchanged(base.checkpoint.stamps)
     return skeleton.architecture.kind, packed
 
 
 def _export_file(
-    path: Path, folder: Path, options: QuantizeOptions, progress: Progress, fuse: bool
+    path: Path,
+    folder: Path,
+    options: QuantizeOptions,
+    progress: Progress,
+    fuse: bool,
+    finished: Finished,
 ) -> PackReport:
     """An ``.onnx`` file; its weights are solved one by one and wait on the disk, not in memory."""
     from bcq.frontends import onnx_file
     from bcq.passes import SolveOnTheFly
 
+    stamps = check_file(path)
     model = onnx_file.load(path)
     with onnx_file.explained(path):
-        packed = _pack_and_write(model, SolveOnTheFly(options, spool=folder), folder, progress, fuse)
+        packed = _pack_and_write(model, SolveOnTheFly(options, finished), folder, progress, fuse)
+    check_unchanged(stamps)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
 

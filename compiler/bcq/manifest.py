@@ -106,7 +106,7 @@ def _read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
         raise InputError("E101", f"'{folder}' has no {NAME}.", "Export the model again.") from fault
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise InputError("E103", f"'{path}' is not JSON: {fault}.", "Export the model again.") from fault
     if not _is_manifest(content):
         raise InputError("E103", f"'{path}' lists no files with bytes and sha256.", "Export the model again.")

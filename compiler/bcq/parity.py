@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import read_json
 from bcq.errors import InputError, UsageError
 from bcq.genai import CONFIG_FILE
-from bcq.manifest import NAME, check_manifest
+from bcq.integrity import require_files
 from bcq.progress import SILENT, Progress
 from bcq.sampling import is_integer
 
@@ -31,7 +31,6 @@ OPERATOR_TOLERANCE = 1e-4
 # roundings of at most half a unit in the last place, 2^-11 / sqrt(3) RMS each, add up to 2^-11.
 HALF_ROUNDING = 2.0**-11
 DEFAULT_PROMPT = 12  # tokens
-MODEL_FILE = "model.onnx"
 Array = NDArray[Any]
 
 
@@ -104,7 +103,7 @@ def verify(
         raise InputError(
             "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
         )
-    check_files(folder)
+    require_files(folder)
     if (folder / CONFIG_FILE).is_file():
         from bcq.parity_decoder import verify_decoder
 
@@ -116,25 +115,6 @@ def verify(
     from bcq.parity_graph import verify_graph
 
     return verify_graph(folder, _path(against), progress)
-
-
-def check_files(folder: Path) -> None:
-    """Refuses a folder whose files are not those that ``MANIFEST.json`` records.
-
-    Raises:
-        InputError: E109 for the first file that is missing, differs, or is of the model and not listed.
-    """
-    try:
-        faults = check_manifest(folder)
-        listed = read_json(folder / NAME)["files"]
-    except InputError as fault:
-        raise InputError("E109", fault.message, fault.hint) from fault
-    except (OSError, RecursionError) as fault:
-        raise InputError("E109", f"{folder / NAME} cannot be read: {fault}.", "Export again.") from fault
-    model = [MODEL_FILE, *sorted(path.name for path in folder.glob(MODEL_FILE + ".*"))]
-    faults += [f"{name} is not listed in {NAME}." for name in model if name not in listed]
-    if faults:
-        raise InputError("E109", f"{folder}: {faults[0]}", "Copy the folder, or export the model, again.")
 
 
 def tolerance(weights: ExportedWeights, half: bool = False) -> float:

@@ -18,10 +18,12 @@ from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import BaseMatrix, QuantizedBase, is_base, metadata
 from bcq.checkpoint import SINGLE, Checkpoint, read_config, read_json
 from bcq.errors import InputError, UnsupportedError
+from bcq.inside import check_unchanged, inner_file
 from bcq.manifest import write_manifest
 from bcq.matrices import MatrixInfo, find_matrices
 from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
 from bcq.progress import SILENT, Progress
+from bcq.resume import Finished, key_of
 from bcq.safetensors_write import SafetensorsWriter, TensorSpec
 from bcq.solver import relative_error, solve
 
@@ -83,6 +85,8 @@ def quantize(
     options: QuantizeOptions | None = None,
     progress: Progress = SILENT,
     command: Sequence[str] = ("bcq", "quantize"),
+    resume: bool = False,
+    finished: Finished | None = None,
 ) -> QuantizedBase:
     """Writes a quantized base.
 
@@ -92,6 +96,8 @@ def quantize(
         options: bits, groups, method; the defaults when None.
         progress: told once a matrix.
         command: what to record in the manifest.
+        resume: go on with the matrices that a stopped run of the same output has finished.
+        finished: where the caller keeps finished matrices; None for a store beside the output.
 
     Raises:
         InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or
@@ -106,22 +112,29 @@ def quantize(
     check_apart(checkpoint.folder, output)
     check_side_files(checkpoint.folder)
     planned, packed = _plan(checkpoint, find_matrices(checkpoint), options)
-    with AtomicFolder(output) as folder:
-        errors = _write_weights(checkpoint, packed, options, folder / SINGLE, progress)
+    own = Finished(output, resume) if finished is None else None
+    with AtomicFolder(output, own) as folder:
+        solve_one = _Solver(checkpoint, options, own or finished)
+        errors = _write_weights(checkpoint, packed, solve_one, folder / SINGLE, progress)
         done = [dataclasses.replace(matrix, relative_error=errors.get(matrix.stored)) for matrix in planned]
         _write_json(folder / "config.json", _config(checkpoint, options))
         copy_side_files(checkpoint.folder, folder)
         _write_json(folder / REPORT, report(done, options))
         write_manifest(folder, command, options.seed)
+        check_unchanged(checkpoint.stamps)
     return QuantizedBase.open(output)
 
 
 def check_side_files(source: Path) -> None:
-    """Reads the small JSON files that a run copies, so that a damaged one is found before the work.
+    """Checks the files that a run copies, so that a damaged or unsafe one is found before the work.
 
     Raises:
-        InputError: E102 when one is not a JSON object.
+        InputError: E102 when one that should be is not a JSON object, E108 when it is a link out of the
+            folder or has a second name.
     """
+    for name in SIDE_FILES:
+        if (source / name).is_symlink() or (source / name).exists():
+            inner_file(source / name, source, "it would be copied")
     for name in _OBJECTS:
         if (source / name).is_file():
             read_json(source / name)
@@ -263,7 +276,7 @@ def _plan_one(
 def _write_weights(
     checkpoint: Checkpoint,
     packed: dict[str, BaseMatrix],
-    options: QuantizeOptions,
+    solve_one: _Solver,
     path: Path,
     progress: Progress,
 ) -> dict[str, float]:
@@ -277,7 +290,7 @@ def _write_weights(
                 _check_finite(checkpoint, name)
                 writer.write(name, checkpoint.raw(name))
                 continue
-            weight, errors[name] = _solve(checkpoint, packed[name], options)
+            weight, errors[name] = solve_one(packed[name])
             finished[name] = dataclasses.replace(packed[name], code_hash=weight.code_hash())
             for part, tensor in weight.tensors().items():
                 writer.write(
@@ -297,16 +310,29 @@ def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tu
             yield name, TensorSpec(checkpoint.dtype(name), checkpoint.shape(name))
 
 
-def _solve(
-    checkpoint: Checkpoint, matrix: BaseMatrix, options: QuantizeOptions
-) -> tuple[packing.PackedWeight, float]:
-    dense = checkpoint.read(matrix.stored)
-    if matrix.transposed:
-        dense = dense.T
-    solved = solve(
-        dense, matrix.bits, matrix.group_size, options.method, matrix.offset, options.seed, name=matrix.stored
-    )
-    return packing.pack(solved), relative_error(dense, solved)
+class _Solver:
+    """Packs one matrix after the other, or takes it from the store of a run that was stopped."""
+
+    def __init__(self, checkpoint: Checkpoint, options: QuantizeOptions, finished: Finished | None) -> None:
+        self._checkpoint = checkpoint
+        self._options = options
+        self._finished = finished
+
+    def __call__(self, matrix: BaseMatrix) -> tuple[packing.PackedWeight, float]:
+        """The packed matrix and its relative error."""
+        dense = self._checkpoint.read(matrix.stored)
+        if matrix.transposed:
+            dense = dense.T
+        options, finished = self._options, self._finished
+        how = (matrix.bits, matrix.group_size, options.method, matrix.offset, options.seed)
+        key = key_of(dense, *how)
+        found = finished.find(key) if finished else None
+        if found is not None:
+            return found
+        solved = solve(dense, *how, name=matrix.stored)
+        error = relative_error(dense, solved)
+        packed = packing.pack(solved)
+        return (finished.keep(key, packed, error) if finished else packed), error
 
 
 def _check_finite(checkpoint: Checkpoint, name: str) -> None:

@@ -12,6 +12,9 @@ import onnxruntime
 
 from bcq import contract
 from bcq.errors import BcqError, InputError, ResourceError
+from bcq.external import check_file
+from bcq.inside import check_unchanged, inner_file
+from bcq.integrity import require_files
 from bcq.model_check import check_model
 
 LIBRARY_NAME = "libbcq_ops.so"
@@ -44,23 +47,27 @@ def session(
     session_options: onnxruntime.SessionOptions | None = None,
     *,
     with_library: bool = True,
+    verify: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Opens a packed model as a plain ONNX Runtime session on the CPU.
 
-    The model is loaded by path, so its weights are mapped from disk and not copied.
+    The model is loaded by path, so its weights are mapped from disk and not copied. It may come from anyone:
+    external data must lie in regular files of its own folder, see `bcq.inside`.
 
     Args:
         folder_or_file: an ``.onnx`` file, or a folder that holds ``model.onnx``.
         session_options: used as they are, plus the operator library; None keeps its log quiet.
         with_library: False leaves the library out, so that ONNX Runtime runs the model's own functions. Slow;
             for portability tests.
+        verify: compare every file of the folder with its ``MANIFEST.json`` first, which reads them all once.
 
     Returns:
         The session.
 
     Raises:
-        InputError: E101 when there is no such file, E103 when it is damaged, E109 when a BCQ node is
-            malformed, E102 when ONNX Runtime refuses the model for another reason.
+        InputError: E101 when there is no such file, E103 when it is damaged, E108 when its data lies where it
+            must not or is replaced meanwhile, E109 when a BCQ node is malformed or, with `verify`, a file is
+            not as it was written, E102 when ONNX Runtime refuses the model for another reason.
         ResourceError: E603 when ONNX Runtime is too old or the library is missing or cannot be loaded.
     """
     model = model_file(folder_or_file)
@@ -68,11 +75,16 @@ def session(
     options = session_options if session_options is not None else default_options()
     if with_library:
         register_library(options)
+    stamps = check_file(model)
     check_model(model)
+    if verify:
+        require_files(model.parent)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        opened = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes share no base of their own
         raise explain(error, model) from error
+    check_unchanged(stamps)
+    return opened
 
 
 def default_options() -> onnxruntime.SessionOptions:
@@ -111,6 +123,7 @@ def model_file(folder_or_file: str | Path) -> Path:
             raise InputError(
                 "E101", f"{path}: this folder holds no {MODEL_NAME}.", "Make one with 'bcq export'."
             )
+        inner_file(path / MODEL_NAME, path, "it is the model")
         return path / MODEL_NAME
     if not path.is_file():
         raise InputError("E101", f"{path}: there is no such file or folder.", "Check the path.")

@@ -7,7 +7,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcq.commands.options import add_quantize_options, add_verb, emit, given, progress, quantize_options
+from bcq.commands.options import (
+    add_quantize_options,
+    add_verb,
+    emit,
+    given,
+    progress,
+    quantize_options,
+    recorded,
+)
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
@@ -30,6 +38,9 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_false",
         help="one operator a matrix, also where several (Q, K, V) read the same activations",
     )
+    verb.add_argument(
+        "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
+    )
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
@@ -46,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
-        command=["bcq", *arguments.words],
+        command=["bcq", *recorded(arguments.words)],
         fuse=arguments.fuse,
+        resume=arguments.resume,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from bcq.progress import Progress
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_TALK = ("--json", "--quiet", "--debug", "--resume")
 
 
 def add_verb(subparsers: Subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -70,6 +73,22 @@ def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
     from bcq.plan import QuantizeOptions
 
     return QuantizeOptions(**given(arguments))
+
+
+def recorded(words: Sequence[str]) -> list[str]:
+    """The words of a command for the manifest, without those that cannot change the files that it makes.
+
+    These are the place of the output, which would make the same export differ from folder to folder, and how
+    the command talks.
+    """
+    kept: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "-o" or (word.startswith("--o") and "--output".startswith(word)):
+            next(left, None)
+        elif not (word in _TALK or word.startswith(("-o", "--output="))):
+            kept.append(word)
+    return kept
 
 
 def progress(arguments: argparse.Namespace) -> Progress:

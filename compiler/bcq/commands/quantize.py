@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcq.commands.inspect import show_plan
-from bcq.commands.options import add_quantize_options, add_verb, emit, progress, quantize_options
+from bcq.commands.options import add_quantize_options, add_verb, emit, progress, quantize_options, recorded
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bcq quantize models/gpt2 -o base --bits 3 --group-size 128
   bcq quantize models/gpt2 -o base --bits 2 --set 'h.*.mlp.*=4' --set 'wpe*=keep'
-  bcq quantize models/gpt2 -o base --dry-run"""
+  bcq quantize models/gpt2 -o base --dry-run
+  bcq quantize models/gpt2 -o base --resume        # after a kill, an empty battery or a full disk"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -26,6 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face folder with safetensors")
     verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     verb.add_argument("--dry-run", action="store_true", help="list what would happen and write nothing")
+    verb.add_argument(
+        "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
+    )
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
@@ -40,8 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     from bcq.quantize import quantize
 
     began = time.monotonic()
-    command = ["bcq", *arguments.words]
-    quantize(arguments.model, arguments.output, options, progress=progress(arguments), command=command)
+    quantize(
+        arguments.model,
+        arguments.output,
+        options,
+        progress=progress(arguments),
+        command=["bcq", *recorded(arguments.words)],
+        resume=arguments.resume,
+    )
     matrices = report.read_report(arguments.output) or []
     size = (arguments.output / SINGLE).stat().st_size
     summary = report.summarize(matrices, size, time.monotonic() - began)

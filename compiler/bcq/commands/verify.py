@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcq.commands.options import add_verb, emit, progress
-from bcq.errors import ParityFailure
+from bcq.errors import InputError, ParityFailure, UsageError
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   bcq verify out --against models/gpt2
-  bcq verify out --against models/gpt2 --per-layer --json"""
+  bcq verify out --against models/gpt2 --per-layer --json
+  bcq verify out --integrity        # only: is every byte as it was written? (exit code 3: no)"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -27,11 +28,18 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("--prompt", metavar="TEXT", help="text to compare on (default: seeded tokens)")
     verb.add_argument("--steps", type=int, default=16, metavar="N", help="decode steps (default 16)")
     verb.add_argument("--per-layer", action="store_true", help="one line a layer")
+    verb.add_argument(
+        "--integrity",
+        action="store_true",
+        help="instead, compare each file of an export or a base with its manifest (exit code 3: differs)",
+    )
     verb.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compares; 0 when equal within tolerance, else 5."""
+    """Compares; 0 when equal within tolerance, else 5. With --integrity, 0 when intact, else 3."""
+    if arguments.integrity:
+        return _integrity(arguments)
     from bcq.parity import verify
 
     result = verify(
@@ -44,6 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
     )
     emit(arguments, result.to_dict(), text(result), result=False)
     return 0 if result.ok else ParityFailure.exit_code
+
+
+def _integrity(arguments: argparse.Namespace) -> int:
+    from bcq.integrity import check_integrity
+
+    if arguments.against or arguments.prompt or arguments.per_layer:
+        raise UsageError("E202", "--integrity compares bytes: leave out --against, --prompt, --per-layer.")
+    result = check_integrity(arguments.folder)
+    verdict = f"{result.files} files and the codes of {result.matrices} matrices are as they were written"
+    lines = [f"integrity     ok: {verdict}"] if result.ok else [f"integrity     FAILED: {result.faults[0]}"]
+    lines += [" " * 14 + fault for fault in result.faults[1:]]
+    emit(arguments, result.to_dict(), "\n".join(lines), result=not result.ok)
+    return 0 if result.ok else InputError.exit_code
 
 
 def text(result: ParityResult) -> str:

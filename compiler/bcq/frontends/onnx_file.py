@@ -2,29 +2,24 @@
 """An existing ``.onnx`` file, whoever made it, as a graph whose weights stay on disk until they are read.
 
 The file may come from anyone, so everything that points outside it is checked before a byte is read: external
-data lies in regular files of the model's own folder, reached by a relative path without a symlink that leaves
-the folder and without a second hard link, and is as long as its tensor.
+data lies in regular files of the model's own folder (`bcq.inside`) and is as long as its tensor.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
 
 from bcq.errors import BcqError, InputError, UnsupportedError
+from bcq.external import MAX_DEPTH, ExternalTensor, check_places
 
-_MAX_DEPTH = 32  # nested branch and loop bodies; real models have one or two
-_MAX_DIGITS = 19  # of a byte offset or length in 64 bits
 _TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _COPY_HINT = "Copy the model again, with its data file beside it."
-_UNSAFE_HINT = "Only use models from people you trust; save the model again with its data in its own folder."
 
 
 def load(path: Path | str) -> ir.Model:
@@ -40,8 +35,11 @@ def load(path: Path | str) -> ir.Model:
     """
     path = Path(path)
     proto = _read(path)
-    for tensor in _tensors(proto.graph, path):
+    tensors = list(_tensors(proto.graph, path))
+    for tensor in tensors:
         _check_tensor(tensor, path)
+    outside = [tensor for tensor in tensors if _is_external(tensor)]
+    check_places((_external(tensor, path) for tensor in outside), path)
     if proto.graph.sparse_initializer:
         raise UnsupportedError(
             "E401", f"'{path}' has sparse initializers; only dense ones are read.", "Make them dense."
@@ -49,18 +47,17 @@ def load(path: Path | str) -> ir.Model:
     for function in proto.functions:
         for tensor in _node_tensors(function.node, path):
             _check_tensor(tensor, path)
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if _is_external(tensor):
                 raise InputError(
                     "E103", f"function '{function.name}' of '{path}' keeps external data.", "Export it again."
                 )
+    _resolve(outside, path.parent)
     try:
-        model = ir.from_proto(proto)
+        return ir.from_proto(proto)
     except Exception as fault:  # onnx_ir raises its own and builtin errors, none of them documented
         raise InputError(
             "E103", f"'{path}' is not a valid model: {_first_line(fault)}", _COPY_HINT
         ) from fault
-    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
-    return model
 
 
 @contextmanager
@@ -98,8 +95,8 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _tensors(graph: onnx.GraphProto, path: Path, depth: int = 0) -> Iterator[onnx.TensorProto]:
     """All tensors of a graph: initializers, sparse ones, attributes of nodes, and those of nested graphs."""
-    if depth > _MAX_DEPTH:
-        raise InputError("E103", f"'{path}' nests graphs more than {_MAX_DEPTH} deep.", "Export it again.")
+    if depth > MAX_DEPTH:
+        raise InputError("E103", f"'{path}' nests graphs more than {MAX_DEPTH} deep.", "Export it again.")
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -120,10 +117,13 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto], path: Path, depth: int = 0) -
                 yield from _tensors(graph, path, depth + 1)
 
 
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
 def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
     expected = _byte_count(tensor, path)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        _check_external(tensor, path, expected)
+    if _is_external(tensor):
         return
     got = _stored_bytes(tensor)
     if expected is not None and got is not None and got != expected:
@@ -165,62 +165,28 @@ def _byte_count(tensor: onnx.TensorProto, path: Path) -> int | None:
     return -(-count * bits // 8) if bits else None
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path, expected: int | None) -> None:
+def _external(tensor: onnx.TensorProto, path: Path) -> ExternalTensor:
+    """Where its bytes lie, the length filled in and equal to what type and shape ask for."""
     fields = {entry.key: entry.value for entry in tensor.external_data}
     who = f"tensor '{tensor.name}' of '{path}'"
-    data = _safe_path(fields.get("location", ""), path.parent, who)
-    offset = _number(fields.get("offset", "0"), "offset", who)
-    size = data.stat().st_size
+    if len(fields) < len(tensor.external_data):
+        raise InputError("E103", f"{who} says where its data is twice.", "Export it again.")
+    expected = _byte_count(tensor, path)
     if expected is None:
         raise InputError("E103", f"{who} keeps strings as external data.", "Export it again.")
-    length = _number(fields.get("length", str(expected)), "length", who)
-    if length != expected:
-        raise InputError("E103", f"{who} says {length} bytes, its shape needs {expected}.", _COPY_HINT)
-    if offset + length > size:
+    if fields.setdefault("length", str(expected)) != str(expected):
         raise InputError(
-            "E103",
-            f"'{data}' is cut short: {who} needs bytes up to {offset + length:,}, the file has {size:,}.",
-            _COPY_HINT,
+            "E103", f"{who} says {fields['length'][:40]!r} bytes, its shape needs {expected}.", _COPY_HINT
         )
+    return ExternalTensor(tensor.name, fields)
 
 
-def _number(text: str, what: str, who: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-        raise InputError("E103", f"{who} has the {what} {text!r}, expected a number.", "Export it again.")
-    return int(text)
-
-
-def _safe_path(location: str, folder: Path, who: str) -> Path:
-    """The data file, when it is a regular file inside ``folder`` that has no other name."""
-    relative = PurePosixPath(location)
-    absolute = relative.is_absolute() or bool(PureWindowsPath(location).drive) or location.startswith("\\")
-    if not location or absolute or ".." in relative.parts or "\\" in location or "\0" in location:
-        raise InputError(
-            "E108",
-            f"{who} has its data at {location!r}, expected a relative path without '..'.",
-            _UNSAFE_HINT,
-        )
-    data = folder / relative
-    real, home = os.path.realpath(data), os.path.realpath(folder)
-    if os.path.commonpath([real, home]) != home:
-        raise InputError(
-            "E108", f"{who} has its data at '{location}', a link that leaves the folder.", _UNSAFE_HINT
-        )
-    try:
-        status = Path(real).stat()
-    except OSError as fault:
-        raise InputError("E101", f"'{data}' is missing: {who} has its data there.", _COPY_HINT) from fault
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(
-            "E108", f"{who} has its data at '{location}', which is no regular file.", _UNSAFE_HINT
-        )
-    if status.st_nlink > 1:
-        raise InputError(
-            "E108",
-            f"{who} has its data at '{location}', a file with {status.st_nlink} hard links.",
-            _UNSAFE_HINT,
-        )
-    return data
+def _resolve(tensors: Iterable[onnx.TensorProto], folder: Path) -> None:
+    """Replaces locations, all of them checked, by full paths: onnx_ir has other rules for relative ones."""
+    for tensor in tensors:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str((folder / entry.value).resolve())
 
 
 def _first_line(fault: Exception) -> str:

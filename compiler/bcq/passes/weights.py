@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,10 +14,11 @@ from bcq import contract, packing, plan, report
 from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
-from bcq.passes.spool import spooled
+from bcq.resume import key_of
 
 if TYPE_CHECKING:
     from bcq.base import QuantizedBase
+    from bcq.resume import Finished
 
 GATHER_KIND = "gather"
 
@@ -91,12 +91,12 @@ class SolveOnTheFly:
 
     Args:
         options: bits, group size and so on, with ``--set`` exceptions by name.
-        spool: a folder for the packed tensors until they are written; None keeps them in memory.
+        finished: where packed tensors wait until they are written; None keeps them in memory.
     """
 
-    def __init__(self, options: plan.QuantizeOptions, spool: Path | None = None) -> None:
+    def __init__(self, options: plan.QuantizeOptions, finished: Finished | None = None) -> None:
         self.options = options
-        self.spool = spool
+        self.finished = finished
         self.errors: dict[str, float] = {}
 
     def identity(self, matrix: MatrixRef) -> str:
@@ -120,17 +120,16 @@ class SolveOnTheFly:
         dense = matrix.read()
         if matrix.kinds == (GATHER_KIND,) and _is_rotary_table(dense):
             return Left("it is a table of rotary positions: both halves of each row are equal")
-        weight = solve(
-            dense,
-            choice.bits,
-            group_size,
-            method=options.method,
-            offset=options.offset,
-            seed=options.seed,
-            name=matrix.name,
-        )
+        how = (choice.bits, group_size, options.method, options.offset, options.seed)
+        key = key_of(dense, *how) if self.finished else ""
+        found = self.finished.find(key) if self.finished else None
+        if found is not None:
+            packed, self.errors[matrix.name] = found
+            return packed
+        weight = solve(dense, *how, name=matrix.name)
         self.errors[matrix.name] = relative_error(dense, weight)
-        return spooled(packing.pack(weight), self.spool)
+        packed = packing.pack(weight)
+        return self.finished.keep(key, packed, self.errors[matrix.name]) if self.finished else packed
 
 
 class FromBase:
