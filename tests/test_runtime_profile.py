@@ -14,6 +14,8 @@ import pytest
 
 from bcq import contract
 from bcq.core import Core
+from bcq.errors import ResourceError
+from bcq.runtime import session
 from nodes import activations, one_node, open_session, random_weight
 
 WEIGHT = random_weight(48, 64, 3, 32)
@@ -34,10 +36,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def profiled(path: Path, *rows: int, weights: str = "mapped") -> list[dict[str, Any]]:
     """The lines that a session leaves which runs a BcqMatMul on so many rows each time."""
     entries = {"bcq.profile": str(path), "bcq.weights": weights}
-    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)), entries=entries)
+    opened = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)), entries=entries)
     for count in rows:
-        session.run(None, {"A": activations(count, 64)})
-    del session
+        opened.run(None, {"A": activations(count, 64)})
+    del opened
     return lines(path)
 
 
@@ -72,9 +74,9 @@ def test_sessions_append_to_a_profile(tmp_path: Path) -> None:
 def test_a_gather_is_profiled_by_its_number_of_indices(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     model = one_node(contract.GATHER, WEIGHT, np.int64, ("b", "s"))
-    session = open_session(model, entries={"bcq.profile": str(path)})
-    session.run(None, {"indices": np.zeros((2, 3), np.int64)})
-    del session
+    opened = open_session(model, entries={"bcq.profile": str(path)})
+    opened.run(None, {"indices": np.zeros((2, 3), np.int64)})
+    del opened
     (line,) = lines(path)
     assert (line["op"], line["kernel"]) == ("BcqGather", CORE.select_gather(flags=CORE.flags()))
     assert [(run["M"], run["calls"]) for run in line["runs"]] == [(6, 1)]
@@ -85,9 +87,9 @@ def test_the_environment_variable_profiles_programs_that_set_no_entry(
 ) -> None:
     path = tmp_path / "p.jsonl"
     monkeypatch.setenv("BCQ_PROFILE", str(path))
-    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)))
-    session.run(None, {"A": activations(1, 64)})
-    del session
+    opened = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",)))
+    opened.run(None, {"A": activations(1, 64)})
+    del opened
     assert len(lines(path)) == 1
 
 
@@ -119,9 +121,23 @@ def test_a_profile_that_cannot_be_written_at_the_end_costs_a_line_and_nothing_el
     folder.mkdir()
     path = folder / "p.jsonl"
     model = one_node(contract.MATMUL, WEIGHT, dims=("m",))
-    session = open_session(model, entries={"bcq.profile": str(path)})
+    opened = open_session(model, entries={"bcq.profile": str(path)})
     path.unlink()
     folder.rmdir()
-    del session
+    del opened
     gc.collect()
     assert f"bcq: the profile {path} cannot be written" in capfd.readouterr().err
+
+
+def test_the_session_of_the_package_takes_both_choices(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(one_node(contract.MATMUL, WEIGHT, dims=("m",)).SerializeToString())
+    for weights in ("mapped", "resident"):
+        path = tmp_path / f"{weights}.jsonl"
+        opened = session(tmp_path, weights=weights, profile=path)
+        opened.run(None, {"A": activations(2, 64)})
+        del opened
+        (line,) = lines(path)
+        assert (line["weights"], line["runs"][0]["M"]) == (weights, 2)
+    with pytest.raises(ResourceError, match=r"E603.*bcq\.weights: got 'both', expected mapped or resident"):
+        session(tmp_path, weights="both")

@@ -47,6 +47,8 @@ def session(
     session_options: onnxruntime.SessionOptions | None = None,
     *,
     with_library: bool = True,
+    weights: str | None = None,
+    profile: str | Path | None = None,
     verify: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Opens a packed model as a plain ONNX Runtime session on the CPU.
@@ -59,6 +61,11 @@ def session(
         session_options: used as they are, plus the operator library; None keeps its log quiet.
         with_library: False leaves the library out, so that ONNX Runtime runs the model's own functions. Slow;
             for portability tests.
+        weights: ``"mapped"`` computes on the mapped bytes of the file, ``"resident"`` on a private copy of
+            the codes in huge pages and in the order of the kernel. None is the default of the library. The
+            variable ``BCQ_WEIGHTS`` wins.
+        profile: a ``.jsonl`` file that gets one line per BCQ node when the session ends: its kernel, and for
+            each number of rows how many runs took how long. ``BCQ_PROFILE`` wins.
         verify: compare every file of the folder with its ``MANIFEST.json`` first, which reads them all once.
 
     Returns:
@@ -74,6 +81,9 @@ def session(
     check_onnxruntime(onnxruntime.__version__)
     options = session_options if session_options is not None else default_options()
     if with_library:
+        for key, value in (("bcq.weights", weights), ("bcq.profile", profile)):
+            if value is not None:
+                options.add_session_config_entry(key, str(value))
         register_library(options)
     stamps = check_file(model)
     check_model(model)
@@ -97,8 +107,11 @@ def default_options() -> onnxruntime.SessionOptions:
 def register_library(options: onnxruntime.SessionOptions) -> None:
     """Adds the operator library to session options; a second time does nothing.
 
+    The library reads its configuration entries ``bcq.weights`` and ``bcq.profile`` now: set them before.
+
     Raises:
-        ResourceError: E603 when the library is missing or ONNX Runtime cannot load it.
+        ResourceError: E603 when the library is missing, ONNX Runtime cannot load it, or an entry has a value
+            that the library does not know.
     """
     path = library_path()
     try:
