@@ -56,5 +56,5 @@ def _rounded_tables(kernel: str, a: Array, weight: BcqWeight) -> Array:
 def _float32_sums(kernel: str, a: Array, weight: BcqWeight) -> Array:
     """Float32 sums of 32 terms and the groups' partial results: below 64 roundings. Exact kernels and the
     specification add up K products in any order: K roundings, and those of the weight itself."""
-    roundings = 64 if method(kernel) in TABLE_RANGE else weight.inputs + weight.bits + 2
+    roundings = 64 if method(kernel) in TABLE_RANGE else weight.inputs + 2 * weight.bits + 2
     return roundings * 2.0**-24 * magnitudes(a, weight)

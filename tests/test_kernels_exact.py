@@ -50,11 +50,12 @@ def run(core: Core, kernel: str, a: Array, weight: BcqWeight, parts: int = 0) ->
 def tolerance(a: Array, weight: BcqWeight) -> Array:
     """Largest error per output, u = 2^-24, S = sum of |alpha| and |offset| of a weight.
 
-    A weight is a sum of q + 1 numbers: q roundings of at most u S. A product and its sum round once, 32 in
-    a chunk; adding up ceil(K / 32) chunks rounds once each. Every partial sum is at most sum |a| S, so the
-    error is at most (q + 32 + ceil(K / 32)) u sum |a| S, and a 1.001 covers the squares of u.
+    A weight is offset - alpha_1 - ... - alpha_q and then + 2 alpha_i for every bit: 2 q roundings of at most
+    u S, as no partial sum exceeds S. A product and its sum round once, 32 in a chunk; adding up ceil(K / 32)
+    chunks rounds once each. Every partial sum is at most sum |a| S, so the error is at most
+    (2 q + 32 + ceil(K / 32)) u sum |a| S, and a 1.001 covers the squares of u.
     """
-    roundings = weight.bits + 32 + ceil_div(weight.inputs, 32)
+    roundings = 2 * weight.bits + 32 + ceil_div(weight.inputs, 32)
     bound = 1.001 * roundings * 2.0**-24 * magnitudes(a, weight)
     if a.dtype == np.float16:
         bound = bound + 2.0**-11 * np.abs(product(a, weight)) + 2.0**-25  # the result is rounded once

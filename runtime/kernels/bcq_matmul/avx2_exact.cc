@@ -18,13 +18,16 @@ struct Avx2 {
   }
   static void store(float* to, Floats x) { _mm256_store_ps(to, x); }
   static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
   static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
   static Floats fma(Floats a, Floats b, Floats sum) { return _mm256_fmadd_ps(a, b, sum); }
   static Words words(const uint32_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
-  static Words twice(Words x) { return _mm256_add_epi32(x, x); }
-  // Per lane, the sign bit of word decides: 1 gives plus.
-  static Floats select(Words word, Floats minus, Floats plus) {
-    return _mm256_blendv_ps(minus, plus, _mm256_castsi256_ps(word));
+  template <int bits>
+  static Words left(Words x) { return _mm256_slli_epi32(x, bits); }
+  template <int bits>
+  static Words right(Words x) { return _mm256_srli_epi32(x, bits); }
+  static Floats keep(Words x, uint32_t mask) {
+    return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(mask))));
   }
 };
 

@@ -18,13 +18,16 @@ struct Avx512 {
   }
   static void store(float* to, Floats x) { _mm512_store_ps(to, x); }
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
   static Floats fma(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
   static Words words(const uint32_t* x) { return _mm512_loadu_si512(x); }
-  static Words twice(Words x) { return _mm512_add_epi32(x, x); }
-  // Per lane, the sign bit of word decides: 1 gives plus.
-  static Floats select(Words word, Floats minus, Floats plus) {
-    return _mm512_mask_blend_ps(_mm512_movepi32_mask(word), minus, plus);
+  template <int bits>
+  static Words left(Words x) { return _mm512_slli_epi32(x, bits); }
+  template <int bits>
+  static Words right(Words x) { return _mm512_srli_epi32(x, bits); }
+  static Floats keep(Words x, uint32_t mask) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(mask))));
   }
 };
 

@@ -3,11 +3,14 @@
 // FMA. The ISA file gives a vector type V: 8 or 16 lanes, one lane per row of the tile.
 //
 // Arithmetic, the same for every lane, ISA and number of rows of A:
-//   w = offset; w = w +- alpha_i for i = 1 .. q                     (offset +- alpha_1 is one sum, made once a group)
+//   base = offset - alpha_1 - ... - alpha_q                       once a group
+//   w = base; w = fma(b_i, 2 alpha_i, w) for i = 1 .. q            with bits b_i in {0, 1}
 //   s = 0; s = fma(a[k], w[k], s) for the 32 inputs of a chunk, the last one first
 //   y = 0; y = y + s for the chunks in order
-// The last input comes first because doubling a word of codes brings its bits to the sign in that order, and the sign
-// is what selects between -alpha and +alpha.
+//
+// A bit becomes a float by one AND: alone in a word, bits 27 to 30 are the floats 2^-111, 2^-95, 2^-63 and 2, because
+// they lie in the exponent. Products with alpha 2^112, alpha 2^96, alpha 2^64 and alpha are 2 alpha, without rounding;
+// as alpha is below 2^16, all four fit float32. So a nibble is one shift, and a weight is an AND and an FMA per plane.
 #pragma once
 
 #include "kernels/bcq_matmul/exact_rows.h"
@@ -18,62 +21,83 @@ namespace {
 constexpr int64_t kPanelChunks = 4;  // 16 rows x 128 inputs are 8 KB: a quarter of the L1 cache
 constexpr int64_t kMostRows = 64;    // rows of A that meet one decoded panel
 constexpr int kMaxPlanes = 8;
-constexpr int kPassPlanes = 4;  // planes whose words and factors fit into registers
+constexpr int kNibble = 4;
 constexpr int64_t kChunkFloats = kWordBits * kTileRows;
 constexpr int kExactPrefetch = 4096;
 
-// What a bit of each plane adds to a weight, for the sixteen rows of a tile; plane 0 with the offset in it.
-struct alignas(64) PlaneFactors {
-  float minus[kMaxPlanes][kTileRows];
-  float plus[kMaxPlanes][kTileRows];
+// The bits of a nibble at work, the last input's first, and 2 divided by the float that each bit alone is.
+constexpr uint32_t kBits[kNibble] = {1u << 30, 1u << 29, 1u << 28, 1u << 27};
+constexpr float kInverse[kNibble] = {1.0f, 0x1p64f, 0x1p96f, 0x1p112f};
+
+// The factors of one group of a tile, sixteen rows side by side.
+struct alignas(64) GroupFactors {
+  float base[kTileRows];
+  float scaled[kMaxPlanes][kNibble][kTileRows];  // alpha * kInverse
 };
 
 template <typename V>
-inline void load_factors(const MatMulProblem& p, int64_t cell, PlaneFactors& f) {
+inline void load_factors(const MatMulProblem& p, int64_t cell, GroupFactors& f) {
   for (int lane = 0; lane < kTileRows; lane += V::kLanes) {
-    const auto base = p.offset ? V::halves(p.offset + cell * kTileRows + lane) : V::zero();
+    auto base = p.offset ? V::halves(p.offset + cell * kTileRows + lane) : V::zero();
     for (int64_t i = 0; i < p.bits; ++i) {
-      const uint16_t* alpha = i == 0 ? p.alpha_1 + cell * kTileRows
-                                     : p.alpha_rest + (cell * (p.bits - 1) + i - 1) * kTileRows;
-      const auto value = V::halves(alpha + lane);
-      V::store(f.minus[i] + lane, i == 0 ? V::sub(base, value) : V::sub(V::zero(), value));
-      V::store(f.plus[i] + lane, i == 0 ? V::add(base, value) : value);
+      const uint16_t* alphas = i == 0 ? p.alpha_1 + cell * kTileRows
+                                      : p.alpha_rest + (cell * (p.bits - 1) + i - 1) * kTileRows;
+      const auto alpha = V::halves(alphas + lane);
+      base = V::sub(base, alpha);
+      for (int b = 0; b < kNibble; ++b) V::store(f.scaled[i][b] + lane, V::mul(alpha, V::all(&kInverse[b])));
+    }
+    V::store(f.base + lane, base);
+  }
+}
+
+// The weights of four inputs, the last of them at to; their bits stand at kBits in the word of each plane.
+template <typename V, int planes>
+inline void decode_nibble(const typename V::Words* word, const GroupFactors& f, int lane, float* to) {
+  for (int b = 0; b < kNibble; ++b) {
+    auto weight = V::load(f.base + lane);
+    for (int i = 0; i < planes; ++i) {
+      weight = V::fma(V::keep(word[i], kBits[b]), V::load(f.scaled[i][b] + lane), weight);
+    }
+    V::store(to - b * kTileRows, weight);
+  }
+}
+
+// One chunk of one tile: to[16 j + r] is the weight of input j and row r.
+template <typename V, int planes>
+inline void decode_planes(const uint32_t* words, const GroupFactors& f, float* to) {
+  for (int lane = 0; lane < kTileRows; lane += V::kLanes) {
+    float* last = to + (kWordBits - 1) * kTileRows + lane;
+    typename V::Words word[planes], first[planes];
+    for (int i = 0; i < planes; ++i) {
+      word[i] = V::words(words + i * kTileRows + lane);
+      first[i] = V::template right<1>(word[i]);
+      word[i] = V::template left<kNibble - 1>(word[i]);
+    }
+    decode_nibble<V, planes>(first, f, lane, last);
+    for (int nibble = 1; nibble < kWordBits / kNibble; ++nibble) {
+      decode_nibble<V, planes>(word, f, lane, last - nibble * kNibble * kTileRows);
+      for (int i = 0; i < planes; ++i) word[i] = V::template left<kNibble>(word[i]);
     }
   }
 }
 
-// One chunk of one tile: to[32 j + r] gets planes first .. first + planes - 1 of input j and row r.
-template <typename V, int planes>
-inline void decode_pass(const uint32_t* words, const PlaneFactors& f, int first, float* to) {
-  for (int lane = 0; lane < kTileRows; lane += V::kLanes) {
-    typename V::Words word[planes];
-    typename V::Floats minus[planes], plus[planes];
-    for (int i = 0; i < planes; ++i) {
-      word[i] = V::words(words + i * kTileRows + lane);
-      minus[i] = V::load(f.minus[first + i] + lane);
-      plus[i] = V::load(f.plus[first + i] + lane);
-    }
-#pragma GCC unroll 4
-    for (int64_t j = kWordBits - 1; j >= 0; --j) {
-      float* at = to + j * kTileRows + lane;
-      auto weight = V::select(word[0], minus[0], plus[0]);
-      if (first > 0) weight = V::add(V::load(at), weight);
-      for (int i = 1; i < planes; ++i) weight = V::add(weight, V::select(word[i], minus[i], plus[i]));
-      V::store(at, weight);
-      for (int i = 0; i < planes; ++i) word[i] = V::twice(word[i]);
-    }
+inline void prefetch_codes(const uint32_t* words, int bits) {
+  for (int i = 0; i < bits; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kExactPrefetch, _MM_HINT_T0);
   }
 }
 
 template <typename V>
-inline void decode_chunk(const uint32_t* words, int bits, const PlaneFactors& f, float* to) {
-  for (int first = 0; first < bits; first += kPassPlanes, words += kPassPlanes * kTileRows) {
-    switch (bits - first) {
-      case 1: decode_pass<V, 1>(words, f, first, to); break;
-      case 2: decode_pass<V, 2>(words, f, first, to); break;
-      case 3: decode_pass<V, 3>(words, f, first, to); break;
-      default: decode_pass<V, 4>(words, f, first, to);
-    }
+inline void decode_chunk(const uint32_t* words, int bits, const GroupFactors& f, float* to) {
+  switch (bits) {
+    case 1: return decode_planes<V, 1>(words, f, to);
+    case 2: return decode_planes<V, 2>(words, f, to);
+    case 3: return decode_planes<V, 3>(words, f, to);
+    case 4: return decode_planes<V, 4>(words, f, to);
+    case 5: return decode_planes<V, 5>(words, f, to);
+    case 6: return decode_planes<V, 6>(words, f, to);
+    case 7: return decode_planes<V, 7>(words, f, to);
+    default: return decode_planes<V, 8>(words, f, to);
   }
 }
 
@@ -89,6 +113,7 @@ inline void add_chunks(const float* a, int64_t stride, const float* weights, flo
   }
 #pragma GCC unroll 2
   for (int64_t j = kWordBits - 1; j >= 0; --j) {
+#pragma GCC unroll 4
     for (int c = 0; c < chains; ++c) {
       typename V::Floats weight[kParts];
       for (int h = 0; h < kParts; ++h) weight[h] = V::load(weights + c * kChunkFloats + j * kTileRows + h * V::kLanes);
@@ -126,7 +151,8 @@ inline void add_rows(const float* a, int64_t stride, const float* weights, int64
 
 // y[i] += rows of A times a decoded panel, `count` rows from `a` on.
 template <typename V>
-inline void multiply_panel(const float* a, int64_t stride, int64_t count, const float* weights, int64_t chunks, float* y) {
+inline void multiply_panel(const float* a, int64_t stride, int64_t count, const float* weights, int64_t chunks,
+                           float* y) {
   for (; count >= 6; count -= 6, a += 6 * stride, y += 6 * kTileRows) add_rows<V, 6>(a, stride, weights, chunks, y);
   switch (count) {
     case 1: return add_rows<V, 1>(a, stride, weights, chunks, y);
@@ -147,7 +173,7 @@ void exact_tile(const MatMulProblem& p, const ExactRows& rows, int64_t m, int64_
   const int64_t chunks = exact_chunks(p);
   const int64_t groups = (p.K - 1) / p.group_size + 1;
   const uint32_t* words = p.codes + tile * chunks * p.bits * kTileRows;
-  PlaneFactors factors;
+  GroupFactors factors;
   int64_t group = -1;
   for (int64_t first = 0; first < chunks; first += kPanelChunks) {
     const int64_t panel = chunks - first < kPanelChunks ? chunks - first : kPanelChunks;
@@ -155,6 +181,7 @@ void exact_tile(const MatMulProblem& p, const ExactRows& rows, int64_t m, int64_
       const int64_t own = (first + c) * kWordBits / p.group_size;
       if (own != group) load_factors<V>(p, tile * groups + own, factors);
       group = own;
+      prefetch_codes(words, p.bits);
       decode_chunk<V>(words, p.bits, factors, weights + c * kChunkFloats);
     }
     multiply_panel<V>(rows.values(m) + first * kWordBits, rows.stride, count, weights, panel, y);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of A and Y for the float32 kernels of x86: A as padded float32 rows in scratch, Y rounded to its type at the end.
-// Needs AVX2, FMA and F16C.
+// Rows of A and Y for the float32 kernels of x86: A as padded float32 rows in scratch, Y rounded to its type at the
+// end. Needs AVX2, FMA and F16C.
 #pragma once
 
 #include <immintrin.h>
