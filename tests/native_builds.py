@@ -51,7 +51,8 @@ def emulated_library(folder: Path) -> Path:
         flags = isa_flags(source)
         if flags == AVX512:
             flags = (*AVX2, "-include", str(NATIVE / "avx512_emulated.h"))
-        parts.append(compile_object(source, folder / f"{number}.o", flags))
+        quick = (*flags, "-O1", "-Wno-psabi")  # SIMDe takes long to optimize
+        parts.append(compile_object(source, folder / f"{number}.o", quick))
     library = folder / "libbcq_emulated.so"
     subprocess.run([compiler(), "-shared", *map(str, parts), "-o", str(library)], check=True)
     return library

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AVX-512 kernel on CPUs without AVX-512: emulated instruction by instruction, against the oracle."""
+"""The AVX-512 look-up kernels on any CPU, emulated by instruction: to the bits of the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import pytest
 
 from bcq.core import Core
 from bcq.packing import pack
+from lookup_model import look_up
 from native_builds import emulated_library
 from nodes import activations, product, random_weight
 
-KERNEL = "avx512_t16"
-NEAR_EXACT = 1e-4  # ops/README.md, accuracy_level 0: relative root mean square error
+LEVELS = {"avx512_t16": 0, "avx512_t8": 4}  # the accuracy_level of each kernel
+LIMITS = {"avx512_t16": 1e-4, "avx512_t8": 1e-2}  # ops/README.md: relative root mean square error
+KERNELS = pytest.mark.parametrize("kernel", LEVELS)
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 kernel")
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 kernels")
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +30,99 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Core:
         return Core.load()
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+SHAPES = [
+    (16, 32, 32),  # one block of one chunk
+    (50, 100, 32),
+    (33, 257, 96),  # a tail of one input
+    (70, 416, 128),
+    (17, 300, 300),  # row-wise
+    (20, 1000, 160),  # blocks of four chunks and of one
+    (150, 640, 64),  # more tiles than pass at once
+]
+
+
+@KERNELS
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_the_emulated_kernel_agrees_with_float64_for_all_tails(emulated: Core, bits: int, dtype: Any) -> None:
-    # A float16 result is rounded once more, by at most 2^-11 of itself.
-    limit = NEAR_EXACT if dtype == np.float32 else 2**-11
-    for rows, inputs, group in ((16, 32, 32), (50, 100, 32), (33, 257, 96), (70, 416, 128), (17, 300, 300)):
-        weight = random_weight(rows, inputs, bits, group, offset=True)
-        a = activations(6, inputs, dtype)
-        exact = product(a, weight)
-        error = emulated.matmul(a, pack(weight), kernel=KERNEL) - exact
-        assert np.linalg.norm(error) <= limit * np.linalg.norm(exact), (rows, inputs, group)
+def test_every_shape_gives_the_bits_of_the_model(emulated: Core, kernel: str, bits: int, dtype: Any) -> None:
+    for rows, inputs, group in SHAPES:
+        weight = random_weight(rows, inputs, bits, group, offset=bits % 2 == 1)
+        packed = pack(weight)
+        a = activations(15, inputs, dtype)  # 8 + 4 + 2 + 1 rows of A
+        a[np.random.default_rng(3).random(a.shape) < 0.01] *= 50
+        expected = look_up(a, weight, kernel.removeprefix("avx512_"))
+        for tokens in (1, 15):
+            y = emulated.matmul(a[:tokens], packed, kernel=kernel, accuracy_level=LEVELS[kernel])
+            assert y.tobytes() == expected[:tokens].tobytes(), (rows, inputs, group, tokens)
 
 
-def test_the_emulated_kernel_gives_a_row_alone_the_bits_that_it_has_in_a_batch(emulated: Core) -> None:
-    weight = pack(random_weight(40, 416, 3, 128, offset=True))
-    a = activations(21, 416)
-    batch = emulated.matmul(a, weight, kernel=KERNEL)
-    alone = [emulated.matmul(row[None], weight, kernel=KERNEL)[0] for row in a]
-    assert np.stack(alone).tobytes() == batch.tobytes()
+@KERNELS
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8])
+def test_tables_beyond_one_panel_give_the_same_bits(emulated: Core, kernel: str, tokens: int) -> None:
+    # A panel holds 16 KB of tables: 2048 inputs of one row of A for T16, 4096 for T8.
+    weight = random_weight(140, 4500, 2, 128, offset=True)
+    a = activations(tokens, 4500)
+    y = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=LEVELS[kernel])
+    assert y.tobytes() == look_up(a, weight, kernel.removeprefix("avx512_")).tobytes()
 
 
-def test_the_emulated_kernel_keeps_a_poisoned_row_to_itself(emulated: Core) -> None:
-    weight = pack(random_weight(40, 300, 3, 64))
-    a = activations(5, 300)
-    clean = emulated.matmul(a, weight, kernel=KERNEL)
-    a[2, 17] = np.nan
-    y = emulated.matmul(a, weight, kernel=KERNEL)
-    assert np.isnan(y[2]).all()
-    assert np.delete(y, 2, axis=0).tobytes() == np.delete(clean, 2, axis=0).tobytes()
+@KERNELS
+def test_the_error_is_that_of_the_accuracy_level(emulated: Core, kernel: str) -> None:
+    weight = random_weight(64, 1024, 3, 128, offset=True)
+    a = activations(5, 1024)
+    exact = product(a, weight)
+    error = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=LEVELS[kernel]) - exact
+    assert np.linalg.norm(error) <= LIMITS[kernel] * np.linalg.norm(exact)
 
 
-def test_the_largest_signed_sums_do_not_wrap(emulated: Core) -> None:
-    # Equal magnitudes make every quad reach the end of the table's range, for both signs.
-    weight = pack(random_weight(32, 128, 2, 128))
+@KERNELS
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_any_split_of_the_work_gives_the_same_bits(emulated: Core, kernel: str, parts: int) -> None:
+    weight = pack(random_weight(200, 416, 3, 64, offset=True))
+    a = activations(11, 416)
+    level = LEVELS[kernel]
+    whole = emulated.matmul(a, weight, kernel=kernel, accuracy_level=level, parts=1)
+    split = emulated.matmul(a, weight, kernel=kernel, accuracy_level=level, parts=parts)
+    assert split.tobytes() == whole.tobytes()
+
+
+@KERNELS
+@pytest.mark.parametrize("outsider", [np.nan, np.inf, 1e35, 1e-40])
+def test_a_row_that_tables_do_not_hold_leaves_its_neighbours_as_they_are(
+    emulated: Core, kernel: str, outsider: float
+) -> None:
+    weight = random_weight(40, 300, 3, 64)
+    level = LEVELS[kernel]
+    a = activations(12, 300)
+    clean = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=level)
+    if np.isfinite(outsider):
+        a[5] = outsider
+    else:
+        a[5, 17] = outsider
+    y = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=level)
+    assert np.delete(y, 5, axis=0).tobytes() == np.delete(clean, 5, axis=0).tobytes()
+    if np.isfinite(outsider):
+        exact = product(a[5:6], weight)[0]
+        assert (np.abs(y[5] - exact) <= 1e-6 * np.abs(exact).max() + 2.0**-149).all()
+    else:
+        assert not np.isfinite(y[5]).any()
+
+
+@KERNELS
+def test_the_largest_signed_sums_do_not_wrap(emulated: Core, kernel: str) -> None:
+    # Equal magnitudes make every quad reach the end of the table's range, for both signs: entries are exact.
+    weight = random_weight(32, 128, 2, 128)
+    weight.words[:] = 0xFFFFFFFF
     for a in (np.full((1, 128), 3.0, np.float32), np.full((1, 128), -3.0, np.float32)):
-        exact = product(a, random_weight(32, 128, 2, 128))
-        assert (
-            np.abs(emulated.matmul(a, weight, kernel=KERNEL) - exact).max()
-            <= NEAR_EXACT * np.abs(exact).max()
-        )
+        exact = product(a, weight)
+        y = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=LEVELS[kernel])
+        assert np.abs(y - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+def test_int8_tables_are_for_those_who_ask_for_them(emulated: Core) -> None:
+    flags = {row.name: row.flags for row in emulated.kernels("BcqMatMul")}
+    for kernel, level in LEVELS.items():
+        assert emulated.select_matmul(bits=3, flags=flags[kernel], accuracy_level=level) == kernel
+    for level in (2, 3):
+        chosen = emulated.select_matmul(bits=3, flags=flags["avx512_t16"], accuracy_level=level)
+        assert chosen == "avx512_t16"

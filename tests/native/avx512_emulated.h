@@ -40,6 +40,17 @@ static inline __m512 emulated_cvtph_ps(__m256i a) {
   return emulated_join(_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
 }
 
+// SIMDe rounds the product; the kernels rely on one rounding.
+static inline __m512 emulated_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  __m256 x[3][2];
+  __builtin_memcpy(x[0], &a, sizeof a);
+  __builtin_memcpy(x[1], &b, sizeof b);
+  __builtin_memcpy(x[2], &c, sizeof c);
+  return emulated_join(_mm256_fmadd_ps(x[0][0], x[1][0], x[2][0]), _mm256_fmadd_ps(x[0][1], x[1][1], x[2][1]));
+}
+
+#undef _mm512_fmadd_ps
+#define _mm512_fmadd_ps(a, b, c) emulated_fmadd_ps(a, b, c)
 #define _mm512_mulhi_epu16(a, b) emulated_mulhi_epu16(a, b)
 #define _mm512_cvtepi32_ps(a) emulated_cvtepi32_ps(a)
 #define _mm512_cvtph_ps(a) emulated_cvtph_ps(a)
