@@ -38,6 +38,7 @@ def test_a_missing_library_is_a_fact(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert facts["library"]["path"] is None
     assert "E603" in facts["library"]["error"]
     assert facts["kernels"] == {}
+    assert facts["weights"] is None
 
 
 def test_a_wrong_bcq_isa_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,16 +60,22 @@ def two_nodes(folder: Path) -> Path:
     return folder
 
 
-def test_the_nodes_of_a_model_are_listed_with_their_kernels(tmp_path: Path) -> None:
+def test_the_nodes_of_a_model_are_listed_with_their_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BCQ_WEIGHTS", raising=False)
     core = Core.load()
     facts = doctor.facts(two_nodes(tmp_path))
     sizes = {"bits": 3, "K": 64, "N": 32, "group_size": 32}
     assert facts["model"] == str(tmp_path)
     product, gather = facts["nodes"]
     kernel = core.select_matmul(**sizes, accuracy_level=1, flags=core.flags())
-    assert product == {"name": "the_node", "op": "BcqMatMul", **sizes, "accuracy_level": 1, "kernel": kernel}
+    held = "resident" if core.has_own_order(kernel) else "mapped"
+    rest = {**sizes, "accuracy_level": 1, "kernel": kernel, "weights": held}
+    assert product == {"name": "the_node", "op": "BcqMatMul", **rest}
     kernel = core.select_gather(flags=core.flags())
-    assert gather == {"name": "", "op": "BcqGather", **sizes, "accuracy_level": None, "kernel": kernel}
+    rest = {**sizes, "accuracy_level": None, "kernel": kernel, "weights": "mapped"}
+    assert gather == {"name": "", "op": "BcqGather", **rest}
 
 
 def test_the_kernels_of_nodes_follow_bcq_isa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,8 +101,15 @@ def test_the_command_prints_one_line_a_node(tmp_path: Path, capsys: pytest.Captu
     assert len(json.loads(capsys.readouterr().out)["nodes"]) == 2
 
 
-def test_how_weights_are_held_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCQ_WEIGHTS", "resident")
-    assert doctor.facts()["weights"] == {"BCQ_WEIGHTS": "resident", "used": "resident"}
-    monkeypatch.delenv("BCQ_WEIGHTS")
-    assert doctor.facts()["weights"]["used"] in ("mapped", "resident")
+def test_how_weights_are_held_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = two_nodes(tmp_path)
+    names = [row.name for row in Core.load().kernels("BcqMatMul")]
+    own = [name for name in names if Core.load().has_own_order(name)]
+    monkeypatch.delenv("BCQ_WEIGHTS", raising=False)
+    assert doctor.facts()["weights"] == {"BCQ_WEIGHTS": None, "resident": own}
+    for held, resident in (("resident", names), ("mapped", [])):
+        monkeypatch.setenv("BCQ_WEIGHTS", held)
+        facts = doctor.facts(model)
+        assert facts["weights"] == {"BCQ_WEIGHTS": held, "resident": resident}
+        # A gather reads the order of the disk, so it never has a copy.
+        assert [node["weights"] for node in facts["nodes"]] == [held, "mapped"]

@@ -66,6 +66,11 @@ def test_resident_weights_are_told(tmp_path: Path) -> None:
     assert line["weights"] == "resident"
 
 
+def test_by_itself_the_library_copies_where_the_kernel_has_an_order_of_its_own(tmp_path: Path) -> None:
+    (line,) = profiled(tmp_path / "p.jsonl", 1, weights="auto")
+    assert line["weights"] == ("resident" if CORE.has_own_order(line["kernel"]) else "mapped")
+
+
 def test_sessions_append_to_a_profile(tmp_path: Path) -> None:
     profiled(tmp_path / "p.jsonl", 1)
     assert len(profiled(tmp_path / "p.jsonl", 1)) == 2
@@ -139,5 +144,7 @@ def test_the_session_of_the_package_takes_both_choices(tmp_path: Path) -> None:
         del opened
         (line,) = lines(path)
         assert (line["weights"], line["runs"][0]["M"]) == (weights, 2)
-    with pytest.raises(ResourceError, match=r"E603.*bcq\.weights: got 'both', expected mapped or resident"):
+    with pytest.raises(
+        ResourceError, match=r"E603.*bcq\.weights: got 'both', expected auto, mapped or resident"
+    ):
         session(tmp_path, weights="both")

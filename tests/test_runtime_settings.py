@@ -30,7 +30,8 @@ def registered(**entries: str) -> str:
 def test_an_entry_chooses_how_weights_are_held() -> None:
     assert registered(weights="resident").startswith("weights=resident ")
     assert registered(weights="mapped").startswith("weights=mapped ")
-    assert registered(weights="") == registered()
+    assert registered(weights="auto").startswith("weights=auto ")
+    assert registered(weights="") == registered() == registered(weights="auto")
 
 
 def test_the_environment_variable_wins_over_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,12 +46,12 @@ def test_an_unknown_way_of_holding_weights_is_named(value: str) -> None:
     shown = value.replace("\n", "?")[:200]
     with pytest.raises(ResourceError) as caught:
         registered(weights=value)
-    assert f"bcq.weights: got '{shown}', expected mapped or resident" in str(caught.value)
+    assert f"bcq.weights: got '{shown}', expected auto, mapped or resident" in str(caught.value)
 
 
 def test_an_unknown_way_in_the_environment_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCQ_WEIGHTS", "cached")
-    with pytest.raises(ResourceError, match="BCQ_WEIGHTS: got 'cached', expected mapped or resident"):
+    with pytest.raises(ResourceError, match="BCQ_WEIGHTS: got 'cached', expected auto, mapped or resident"):
         registered(weights="mapped")
 
 

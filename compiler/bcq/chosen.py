@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class ChosenKernel:
         group_size: inputs that share a scale.
         accuracy_level: see ``ops/README.md``; None for a gather, which has none.
         kernel: a name from ``Core.kernels(op)``.
+        weights: ``mapped`` or ``resident``, as a session holds its codes that asks for nothing else.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ChosenKernel:
     group_size: int
     accuracy_level: int | None
     kernel: str
+    weights: str
 
 
 def chosen_kernels(folder_or_file: str | Path) -> list[ChosenKernel]:
@@ -67,4 +70,18 @@ def _chosen(core: Core, node: ir.Node) -> ChosenKernel:
         if level is None
         else core.select_matmul(**sizes, accuracy_level=level, flags=core.flags())
     )
-    return ChosenKernel(name=node.name or "", op=node.op_type, **sizes, accuracy_level=level, kernel=kernel)
+    resident = level is not None and holds_resident(core, kernel)
+    return ChosenKernel(
+        name=node.name or "",
+        op=node.op_type,
+        **sizes,
+        accuracy_level=level,
+        kernel=kernel,
+        weights="resident" if resident else "mapped",
+    )
+
+
+def holds_resident(core: Core, kernel: str) -> bool:
+    """Whether the library copies the codes of a BcqMatMul with this kernel, as ``BCQ_WEIGHTS`` has it."""
+    weights = os.environ.get("BCQ_WEIGHTS") or "auto"
+    return weights == "resident" or (weights == "auto" and core.has_own_order(kernel))

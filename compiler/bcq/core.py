@@ -233,6 +233,10 @@ class Core:
             raise ValueError(f"kernel {kernel}: {self._text(error)}")
         return copy
 
+    def has_own_order(self, kernel: str) -> bool:
+        """Whether `make_resident` changes the order of codes for a kernel, which makes it faster."""
+        return bool(self.library.bcq_matmul_has_own_order(kernel.encode()))
+
     def gather(
         self, indices: NDArray[Any], weight: PackedWeight, *, kernel: str | None = None, parts: int = 0
     ) -> Float32:

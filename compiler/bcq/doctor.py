@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bcq import contract
+from bcq.chosen import chosen_kernels, holds_resident
 from bcq.core import Core
 from bcq.errors import BcqError
 
@@ -38,9 +39,9 @@ def facts(model: Path | None = None) -> dict[str, Any]:
     Returns:
         ``python``, ``platform``, ``versions`` (by package), ``onnxruntime_api`` (needed), ``library`` (path,
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
-        (chosen for each operator and bits, all built), ``weights`` (how a session holds them when its program
-        does not choose), ``memory`` (total and available MB, huge pages); with a model also ``model`` and
-        ``nodes`` (see `bcq.chosen.ChosenKernel`).
+        (chosen for each operator and bits, all built), ``weights`` (kernels for which a session copies
+        the codes when its program does not choose), ``memory`` (total and available MB, huge pages); with a
+        model also ``model`` and ``nodes`` (see `bcq.chosen.ChosenKernel`).
 
     Raises:
         InputError: when there is no such model, or it is damaged.
@@ -52,21 +53,13 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         "versions": {package: _version(package) for package in _PACKAGES},
         "onnxruntime_api": f"{contract.ORT_API_VERSION} or newer",
         **_library_facts(),
-        "weights": {"BCQ_WEIGHTS": os.environ.get("BCQ_WEIGHTS"), "used": _weights()},
         "memory": {**_memory(), "huge_pages": _huge_pages()},
         **({} if model is None else _model_facts(model)),
     }
 
 
 def _model_facts(model: Path) -> dict[str, Any]:
-    from bcq.chosen import chosen_kernels
-
     return {"model": str(model), "nodes": [asdict(node) for node in chosen_kernels(model)]}
-
-
-def _weights() -> str:
-    """How the library holds weights when a program does not choose."""
-    return os.environ.get("BCQ_WEIGHTS") or "mapped"
 
 
 def _huge_pages() -> str | None:
@@ -89,11 +82,21 @@ def _library_facts() -> dict[str, Any]:
     try:
         core = Core.load()
     except BcqError as error:
-        return {"library": {"path": None, "error": str(error)}, "cpu": _cpu(None), "kernels": {}}
+        missing = {"path": None, "error": str(error)}
+        return {"library": missing, "cpu": _cpu(None), "kernels": {}, "weights": None}
     return {
         "library": {"path": str(core.path), "error": None, "format_version": contract.FORMAT_VERSION},
         "cpu": _cpu(core),
         "kernels": _kernels(core),
+        "weights": _weights(core),
+    }
+
+
+def _weights(core: Core) -> dict[str, Any]:
+    kernels = [row.name for row in core.kernels(contract.MATMUL.name)]
+    return {
+        "BCQ_WEIGHTS": os.environ.get("BCQ_WEIGHTS"),
+        "resident": [name for name in kernels if holds_resident(core, name)],
     }
 
 

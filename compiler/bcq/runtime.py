@@ -53,7 +53,7 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """Opens a packed model as a plain ONNX Runtime session on the CPU.
 
-    The model is loaded by path, so its weights are mapped from disk and not copied. It may come from anyone:
+    The model is loaded by path, so ONNX Runtime maps its weights and copies nothing. It may come from anyone:
     external data must lie in regular files of its own folder, see `bcq.inside`.
 
     Args:
@@ -62,8 +62,8 @@ def session(
         with_library: False leaves the library out, so that ONNX Runtime runs the model's own functions. Slow;
             for portability tests.
         weights: ``"mapped"`` computes on the mapped bytes of the file, ``"resident"`` on a private copy of
-            the codes in huge pages and in the order of the kernel. None is the default of the library. The
-            variable ``BCQ_WEIGHTS`` wins.
+            the codes in huge pages and in the order of the kernel, None or ``"auto"`` on a copy where the
+            kernel has an order of its own. The variable ``BCQ_WEIGHTS`` wins.
         profile: a ``.jsonl`` file that gets one line per BCQ node when the session ends: its kernel, and for
             each number of rows how many runs took how long. ``BCQ_PROFILE`` wins.
         verify: compare every file of the folder with its ``MANIFEST.json`` first, which reads them all once.

@@ -95,6 +95,9 @@ BCQ_EXPORT const char* bcq_select_gather(const BcqGatherProblem* problem, uint32
  * with this kernel and no other. Reads N, K, bits, codes, and what selects a kernel when `kernel` is NULL.
  * Returns NULL, or one line that says why nothing was copied. */
 BCQ_EXPORT const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char* kernel, uint32_t* to);
+/* 1 when a resident copy for `kernel` has another order than the disk, so that it is faster than mapped codes by more
+ * than the size of its pages; otherwise 0, also for an unknown kernel. */
+BCQ_EXPORT int32_t bcq_matmul_has_own_order(const char* kernel);
 /* Bytes of scratch that bcq_matmul needs, 64-byte aligned. `kernel` NULL: the one selected for this machine. */
 BCQ_EXPORT size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* kernel);
 /* Runs the problem. `parallel_for` NULL: one part after the other on this thread; `parts` 0: chosen by the work.

@@ -157,6 +157,11 @@ const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char
   return nullptr;
 }
 
+int32_t bcq_matmul_has_own_order(const char* name) {
+  const bcq::MatMulKernel* kernel = bcq::find_matmul(name);
+  return kernel != nullptr && kernel->order_line != nullptr;
+}
+
 const char* bcq_gather(const BcqGatherProblem* problem, const char* name, size_t parts, BcqParallelFor parallel_for,
                        void* pool) {
   const bcq::GatherKernel* kernel =

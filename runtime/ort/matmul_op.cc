@@ -66,11 +66,11 @@ class MatMul {
         weight_(calls_, info, *registration.op),
         kernel_(select(registration, weight_.attributes())),
         allocator_(calls_, info),
-        profile_(profile_of(registration, info, weight_.attributes(), kernel_, registration.settings->resident)) {
+        resident_(resident_copy()),
+        profile_(profile_of(registration, info, weight_.attributes(), kernel_, resident_ != nullptr)) {
     // A graph that declares another size would fail at its first run: say so now.
     const int64_t declared = declared_last_dimension(calls_, info, 0);
     if (declared >= 0) refuse_if(check_activation(weight_.attributes(), {&declared, 1}));
-    if (registration.settings->resident) make_resident();
   }
 
   void run(OrtKernelContext* context) const {
@@ -111,10 +111,18 @@ class MatMul {
     return bcq_select_matmul(&p, bcq_cpu_flags());
   }
 
-  void make_resident() {
+  // Null: the settings say mapped, or nothing is gained, or there is no memory and a copy was no order.
+  std::shared_ptr<const uint32_t> resident_copy() const {
+    const Weights weights = op_.settings->weights;
+    if (weights == Weights::mapped) return nullptr;
+    if (weights == Weights::automatic && bcq_matmul_has_own_order(kernel_) == 0) return nullptr;
     MatMulProblem p = sizes_of(op_, weight_.attributes());
     p.codes = weight_.codes();
-    resident_ = resident_codes(p, kernel_, weight_.attributes().code_hash);
+    auto codes = resident_codes(p, kernel_, weight_.attributes().code_hash);
+    if (codes == nullptr && weights == Weights::resident) {
+      throw Refusal{"codes: no memory for a resident copy. Set bcq.weights to mapped."};
+    }
+    return codes;
   }
 
   MatMulProblem problem_of(const Tensor& a, const WeightPointers& weight) const {

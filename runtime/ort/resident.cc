@@ -55,11 +55,7 @@ std::shared_ptr<const uint32_t> find(const Copies& copies, const Key& key, const
 std::shared_ptr<const uint32_t> make(const BcqMatMulProblem& problem, const char* kernel) {
   const size_t bytes = size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t);
   const auto block = std::static_pointer_cast<uint32_t>(allocate_block(bytes));
-  if (block == nullptr) {
-    throw Refusal{"codes: no memory for a resident copy of " + std::to_string(bytes) +
-                  " bytes. Set bcq.weights to mapped."};
-  }
-  copy(problem, kernel, block.get());
+  if (block != nullptr) copy(problem, kernel, block.get());
   return block;
 }
 
@@ -80,6 +76,7 @@ std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, 
   std::shared_ptr<const uint32_t> held = find(copies, key, problem, kernel);
   if (held == nullptr) {
     held = make(problem, kernel);
+    if (held == nullptr) return nullptr;
     forget_gone(copies);
     copies.emplace(key, held);
   }

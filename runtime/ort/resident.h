@@ -12,7 +12,7 @@ namespace bcq::ort {
 
 // Copies problem.codes for `kernel` and lets go of the mapped pages. Nodes with equal codes and the same kernel, also
 // of other sessions, share one copy: `code_hash` only says where to look, equality is that of the bytes. The copy lies
-// near the thread that asks first. Throws Refusal when there is no memory.
+// near the thread that asks first. Null when there is no memory.
 std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, const char* kernel,
                                                const std::string& code_hash);
 

@@ -27,10 +27,12 @@ Value value_of(const Calls& calls, const OrtSessionOptions* options, const char*
   throw Refusal{value.name + ": got '" + printable(value.text.substr(0, kLongestShown)) + "', expected " + expected};
 }
 
-bool read_resident(const Value& value) {
-  if (value.text.empty() || value.text == "mapped") return false;
-  if (value.text == "resident") return true;
-  refuse(value, "mapped or resident. Set one of them or nothing.");
+Weights read_weights(const Value& value) {
+  if (value.text.empty()) return Weights::automatic;
+  for (const Weights weights : {Weights::automatic, Weights::mapped, Weights::resident}) {
+    if (value.text == name_of(weights)) return weights;
+  }
+  refuse(value, "auto, mapped or resident. Set one of them or nothing.");
 }
 
 std::string read_profile(const Value& value) {
@@ -42,6 +44,11 @@ std::string read_profile(const Value& value) {
 }
 
 }  // namespace
+
+const char* name_of(Weights weights) {
+  if (weights == Weights::automatic) return "auto";
+  return weights == Weights::mapped ? "mapped" : "resident";
+}
 
 std::string config_entry(const Calls& calls, const OrtSessionOptions* options, const char* key) {
   int present = 0;
@@ -57,7 +64,7 @@ std::string config_entry(const Calls& calls, const OrtSessionOptions* options, c
 
 Settings read_settings(const Calls& calls, const OrtSessionOptions* options) {
   Settings settings;
-  settings.resident = read_resident(value_of(calls, options, "bcq.weights", "BCQ_WEIGHTS"));
+  settings.weights = read_weights(value_of(calls, options, "bcq.weights", "BCQ_WEIGHTS"));
   settings.profile = read_profile(value_of(calls, options, "bcq.profile", "BCQ_PROFILE"));
   return settings;
 }

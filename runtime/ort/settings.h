@@ -9,15 +9,19 @@
 
 namespace bcq::ort {
 
+// How codes are held: as mapped bytes of the file; as a private copy; or as a copy where the kernel has an order of its
+// own and there is memory, mapped elsewhere.
+enum class Weights { automatic, mapped, resident };
+const char* name_of(Weights weights);
+
 struct Settings {
-  // bcq.weights, BCQ_WEIGHTS: "mapped" computes on the mapped bytes of the file, "resident" on a private copy.
-  bool resident = false;
+  Weights weights = Weights::automatic;  // bcq.weights, BCQ_WEIGHTS: auto, mapped, resident
   // bcq.profile, BCQ_PROFILE: absolute path of a .jsonl file that gets one line per node when a session ends, or empty.
   std::string profile;
 
   // Equal text, equal settings.
   std::string text() const {
-    return std::string("weights=") + (resident ? "resident" : "mapped") + " profile=" + profile;
+    return std::string("weights=") + name_of(weights) + " profile=" + profile;
   }
 };
 

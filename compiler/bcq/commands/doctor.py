@@ -49,10 +49,10 @@ def node_table(nodes: list[dict[str, Any]]) -> str:
     """One line a node, in the order of the model."""
     from bcq.report import table
 
-    header = ["node", "op", "kernel", "q", "K", "N", "group", "level"]
-    names = ("name", "op", "kernel", "bits", "K", "N", "group_size", "accuracy_level")
+    header = ["node", "op", "kernel", "weights", "q", "K", "N", "group", "level"]
+    names = ("name", "op", "kernel", "weights", "bits", "K", "N", "group_size", "accuracy_level")
     body = [["-" if node[name] in (None, "") else str(node[name]) for name in names] for node in nodes]
-    return table(header, body, "lllrrrrr")
+    return table(header, body, "llllrrrrr")
 
 
 def lines(facts: dict[str, Any], prefix: str = "") -> list[str]:
