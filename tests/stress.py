@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcq.bench.contenders import bcq, write_model
+from bcq.bench.contenders import bcq
 from bcq.runtime import default_options, session
 from nodes import Array
 
@@ -47,7 +47,8 @@ def write_weights(folder: Path) -> Path:
     """A model of some BcqMatMul nodes with external, mapped weights."""
     contender = bcq(ROWS, INPUTS, BITS, GROUP)
     random = np.random.default_rng(0)
-    return write_model(contender, [contender.draw(random) for _ in range(NODES)], INPUTS, ROWS, folder)
+    contender.prepare([contender.draw(random) for _ in range(NODES)], folder)
+    return folder / "model.onnx"
 
 
 def threads_on_one_session(model: Path, threads: int, runs: int) -> Runs:

@@ -1,81 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of equal nodes that read distinct weights: BcqMatMul, and what onnxruntime itself offers."""
+"""BcqMatMul, and what onnxruntime itself offers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from bcq import contract
-from bcq.bcq import BcqWeight, ceil_div, pack_bits
-from bcq.packing import PackedWeight, pack
+from bcq.bcq import ceil_div
+from bcq.bench.contender import Contender, Weights
+from bcq.bench.nodes import Node
+from bcq.core import Core
+from bcq.packing import PackedWeight, unpack
 
-IR_VERSION = 10
-OPSET = 21
-ALIGNMENT = 4096
 MICROSOFT = "com.microsoft"
+LUT = {"mlas.use_lut_gemm": "1"}  # onnxruntime's session option for its 2-bit look-up kernel
+WEIGHTS = "bcq.weights"  # our session option: mapped or resident
 
-# What each class of arithmetic may be off, relative to float64 (root mean square over the outputs).
-FLOAT_ERROR = 1e-5  # float32 sums
-NEAR_EXACT_ERROR = 1e-4  # ops/README.md, accuracy_level 0
-INT8_ERROR = 3e-2  # int8 activations; this class is usually at about 1e-2
+LEVELS = {"near-exact": 0, "int8": 4, "float32": 1}  # accuracy_level of each class of arithmetic
+SUFFIXES = {"near-exact": "", "int8": " int8", "float32": " exact"}
 
 
-@dataclass(frozen=True)
-class Weights:
-    """One node's weights.
+def bcq(
+    rows: int,
+    inputs: int,
+    bits: int,
+    group_size: int,
+    arithmetic: str = "near-exact",
+    weights: str = "",
+) -> Contender:
+    """BcqMatMul at q = ``bits``.
 
-    Attributes:
-        tensors: initializers of the node, in input order.
-        dense: float32 ``[N, K]`` that they stand for.
+    Args:
+        rows: N.
+        inputs: K.
+        bits: q.
+        group_size: inputs that share a scaling factor; 0 is row-wise.
+        arithmetic: ``near-exact`` (accuracy_level 0), ``int8`` (4) or ``float32`` (1).
+        weights: ``mapped`` or ``resident`` sets the session option of that name, empty leaves it alone.
     """
-
-    tensors: dict[str, NDArray[Any]]
-    dense: Callable[[], NDArray[np.float32]]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to multiply.
-
-    Attributes:
-        name: as tables show it.
-        op: operator type.
-        domain: operator domain.
-        bits: per weight, scales not counted.
-        attributes: of each node.
-        error: largest relative error that its class of arithmetic may have.
-        draw: makes the weights of one node from a random generator.
-    """
-
-    name: str
-    op: str
-    domain: str
-    bits: int
-    attributes: Callable[[Weights], dict[str, Any]]
-    error: float
-    draw: Callable[[np.random.Generator], Weights]
-
-
-def bcq(rows: int, inputs: int, bits: int, group_size: int) -> Contender:
-    """BcqMatMul at q = ``bits``; a group size of 0 is row-wise."""
     group = group_size or inputs
+    level = LEVELS[arithmetic]
 
     def draw(random: np.random.Generator) -> Weights:
-        weight = random_bcq(random, rows, inputs, bits, group)
-        return Weights(dict(pack(weight).tensors()), weight.dequantize)
+        packed = random_packed(random, rows, inputs, bits, group)
+        return Weights(dict(packed.tensors()), lambda: unpack(packed).dequantize())
 
     def attributes(weights: Weights) -> dict[str, Any]:
         packed = PackedWeight(**weights.tensors, inputs=inputs, rows=rows, group_size=group)
@@ -87,19 +58,44 @@ def bcq(rows: int, inputs: int, bits: int, group_size: int) -> Contender:
             "N": rows,
             "group_size": group,
             "code_hash": packed.code_hash(),
-            "accuracy_level": 0,
+            "accuracy_level": level,
         }
 
-    name = f"BcqMatMul q={bits} g={group_size or 'row'}"
-    return Contender(name, contract.MATMUL.name, contract.DOMAIN, bits, attributes, NEAR_EXACT_ERROR, draw)
+    name = f"BcqMatMul q={bits} g={group_size or 'row'}{SUFFIXES[arithmetic]}{weights and ' ' + weights}"
+    config = {WEIGHTS: weights} if weights else {}
+    node = Node(contract.MATMUL.name, contract.DOMAIN, rows, inputs, attributes, config)
+    kernel = kernel_name(rows, inputs, bits, group, level)
+    return Contender(name, "bcq", bits, arithmetic, draw, node.prepare, kernel, group)
 
 
-def random_bcq(random: np.random.Generator, rows: int, inputs: int, bits: int, group: int) -> BcqWeight:
-    """Random planes with alphas that halve from plane to plane, about as solved ones do."""
-    shape = (bits, rows, ceil_div(inputs, group))
-    alpha = random.uniform(0.5, 1.0, shape) * 0.02 * 0.5 ** np.arange(bits)[:, None, None]
-    words = pack_bits(random.integers(0, 2, (bits, rows, inputs), dtype=np.uint8))
-    return BcqWeight(words, alpha.astype(np.float16), None, inputs, group)
+def kernel_name(rows: int, inputs: int, bits: int, group_size: int, level: int, tokens: int = 1) -> str:
+    """The kernel that runs here for a problem of these sizes."""
+    core = Core.load()
+    sizes = {"M": tokens, "K": inputs, "N": rows, "group_size": group_size}
+    return core.select_matmul(bits=bits, flags=core.flags(), accuracy_level=level, **sizes)
+
+
+def random_packed(random: np.random.Generator, rows: int, inputs: int, bits: int, group: int) -> PackedWeight:
+    """Random planes with alphas that halve from plane to plane, about as solved ones do; padding is zero."""
+    tiles, chunks = ceil_div(rows, contract.TILE_ROWS), ceil_div(inputs, contract.WORD_BITS)
+    groups = ceil_div(inputs, group)
+    codes = random.integers(0, 2**32, (tiles, chunks, bits, contract.TILE_ROWS), dtype=np.uint32)
+    codes[:, -1] &= np.uint32(2 ** (inputs - (chunks - 1) * contract.WORD_BITS) - 1)
+    alpha = random.uniform(0.5, 1.0, (tiles, groups, bits, contract.TILE_ROWS)).astype(np.float32)
+    alpha *= np.float32(0.02) * np.float32(0.5) ** np.arange(bits, dtype=np.float32)[:, None]
+    padding = np.arange(tiles * contract.TILE_ROWS).reshape(tiles, contract.TILE_ROWS) >= rows
+    codes[np.broadcast_to(padding[:, None, None], codes.shape)] = 0
+    alpha[np.broadcast_to(padding[:, None, None], alpha.shape)] = 0
+    half = alpha.astype(np.float16)
+    return PackedWeight(
+        codes=codes,
+        alpha_1=np.ascontiguousarray(half[:, :, 0]),
+        alpha_rest=np.ascontiguousarray(half[:, :, 1:]),
+        offset=np.zeros((0,), np.float16),
+        inputs=inputs,
+        rows=rows,
+        group_size=group,
+    )
 
 
 def dense(rows: int, inputs: int) -> Contender:
@@ -109,29 +105,39 @@ def dense(rows: int, inputs: int) -> Contender:
         weight = random.standard_normal((inputs, rows), dtype=np.float32)
         return Weights({"B": weight}, lambda: weight.T)
 
-    return Contender("MatMul fp32", "MatMul", "", 32, lambda _: {}, FLOAT_ERROR, draw)
+    node = Node("MatMul", "", rows, inputs, lambda _: {})
+    return Contender("MatMul fp32", "onnxruntime", 32, "float32", draw, node.prepare)
 
 
-def nbits(rows: int, inputs: int, bits: int, block: int = 128) -> Contender:
-    """MatMulNBits of onnxruntime with int8 activations (accuracy_level 4)."""
+def nbits(
+    rows: int, inputs: int, bits: int, block: int = 128, arithmetic: str = "int8", lut: bool = False
+) -> Contender:
+    """MatMulNBits of onnxruntime.
+
+    Args:
+        rows: N.
+        inputs: K.
+        bits: 2, 4 or 8.
+        block: inputs that share a scale.
+        arithmetic: ``int8`` activations (accuracy_level 4) or ``float32`` ones (1, as 0).
+        lut: whether the session asks for onnxruntime's look-up kernel.
+    """
     blocks = ceil_div(inputs, block)
 
     def draw(random: np.random.Generator) -> Weights:
-        codes = random.integers(0, 256, (rows, blocks, block * bits // 8), dtype=np.uint8)
+        codes = np.frombuffer(random.bytes(rows * blocks * block * bits // 8), np.uint8)
+        codes = codes.reshape(rows, blocks, block * bits // 8)
         scales = random.uniform(0.5, 1.0, (rows, blocks)).astype(np.float32) * np.float32(0.02)
         tensors = {"B": codes, "scales": scales.reshape(-1)}
         return Weights(tensors, lambda: _dequantize(codes, scales, bits)[:, :inputs])
 
-    values = {"K": inputs, "N": rows, "bits": bits, "block_size": block, "accuracy_level": 4}
-    return Contender(
-        f"MatMulNBits {bits}-bit b={block}",
-        "MatMulNBits",
-        MICROSOFT,
-        bits,
-        lambda _: values,
-        INT8_ERROR,
-        draw,
-    )
+    level = LEVELS[arithmetic]
+    values = {"K": inputs, "N": rows, "bits": bits, "block_size": block, "accuracy_level": level}
+    node = Node("MatMulNBits", MICROSOFT, rows, inputs, lambda _: values, LUT if lut else {})
+    suffix = " lut" if lut else " fp32" if arithmetic == "float32" else ""
+    name = f"MatMulNBits {bits}-bit b={block}{suffix}"
+    slow = bits == 2 and arithmetic == "float32"  # it decodes at every run, and takes 40 times as long
+    return Contender(name, "onnxruntime", bits, arithmetic, draw, node.prepare, slow=slow)
 
 
 def _dequantize(codes: NDArray[np.uint8], scales: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
@@ -140,50 +146,3 @@ def _dequantize(codes: NDArray[np.uint8], scales: NDArray[np.float32], bits: int
     levels = (codes[..., None] >> shifts) & np.uint8(2**bits - 1)
     centred = levels.reshape(*codes.shape[:2], -1).astype(np.float32) - np.float32(2 ** (bits - 1))
     return np.asarray((centred * scales[..., None]).reshape(codes.shape[0], -1))
-
-
-def write_model(contender: Contender, copies: list[Weights], inputs: int, rows: int, folder: Path) -> Path:
-    """Writes a model of one node per copy, all reading the input ``A [M, K]`` and writing ``Y0``, ``Y1``...
-
-    Weights are external data at multiples of 4096 bytes, so that they can be mapped.
-    """
-    path = folder / "model.onnx"
-    nodes, initializers = [], []
-    with (folder / "model.data").open("wb") as data:
-        for i, weights in enumerate(copies):
-            names = [f"{name}_{i}" for name in weights.tensors]
-            initializers += [
-                _external(data, name, tensor)
-                for name, tensor in zip(names, weights.tensors.values(), strict=True)
-            ]
-            node = helper.make_node(contender.op, ["A", *names], [f"Y{i}"], domain=contender.domain)
-            node.attribute.extend(
-                helper.make_attribute(key, value) for key, value in contender.attributes(weights).items()
-            )
-            nodes.append(node)
-    outputs = [
-        helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, ["M", rows]) for i in range(len(copies))
-    ]
-    a = helper.make_tensor_value_info("A", TensorProto.FLOAT, ["M", inputs])
-    graph = helper.make_graph(nodes, "bench", [a], outputs, initializers)
-    opsets = [helper.make_opsetid("", OPSET)]
-    if contender.domain:
-        opsets.append(helper.make_opsetid(contender.domain, 1))
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), str(path))
-    return path
-
-
-def _external(data: Any, name: str, tensor: NDArray[Any]) -> onnx.TensorProto:
-    """Appends a tensor to the data file; an empty one stays inside the model."""
-    proto = onnx.TensorProto(name=name, dims=tensor.shape)
-    proto.data_type = helper.np_dtype_to_tensor_dtype(tensor.dtype)
-    if tensor.nbytes == 0:
-        proto.raw_data = b""
-        return proto
-    data.write(b"\0" * (-data.tell() % ALIGNMENT))
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    entries = {"location": Path(data.name).name, "offset": data.tell(), "length": tensor.nbytes}
-    for key, value in entries.items():
-        proto.external_data.add(key=key, value=str(value))
-    data.write(np.ascontiguousarray(tensor).data)
-    return proto

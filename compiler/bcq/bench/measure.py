@@ -3,124 +3,79 @@
 
 from __future__ import annotations
 
-import platform
+import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bcq import contract
 from bcq.bcq import ceil_div
 from bcq.bench.bandwidth import ReadBandwidth
-from bcq.bench.contenders import Contender, Weights, bcq, dense, nbits, write_model
+from bcq.bench.contender import ERRORS, Contender, Float32, Model, Weights
+from bcq.bench.machine import machine
+from bcq.bench.plan import Plan, Problem
 from bcq.bench.result import BenchResult, Measurement
-from bcq.core import Core
+from bcq.bench.roster import roster
 from bcq.errors import ParityFailure, UsageError
 from bcq.progress import SILENT, Progress
-from bcq.runtime import default_options, register_library
+from bcq.runtime import one_line
 
 COLD_BYTES = 96 * 2**20  # copies of the weights that a cold round reads: more than the caches hold
 MAX_COPIES = 2000  # nodes of one model; with more, onnxruntime takes minutes to load it
 WARM_UP = 2
-HOT_RUNS = 20  # products in one hot sample
-PEER_BITS = (2, 4, 8)
-PEER_BLOCK = 128
+SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
+MOST_REPEATS = 64
+CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
 MICRO = 1e6
 
-SHAPES = ((4096, 4096), (4096, 1024), (1024, 1024))
-BITS = (2, 3, 4)
 
+def run(plan: Plan, progress: Progress = SILENT) -> BenchResult:
+    """Measures BcqMatMul and its peers in one run.
 
-@dataclass(frozen=True)
-class Problem:
-    """What is multiplied: M tokens, K inputs, N rows; with how many threads, and where the weights are."""
-
-    rows: int
-    inputs: int
-    tokens: int
-    threads: int
-    cold: bool
-
-
-def run(
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    bits: Sequence[int] = BITS,
-    group_size: int = 128,
-    m_values: Sequence[int] = (1,),
-    threads: Sequence[int] = (1, 2),
-    cold: Sequence[bool] = (True,),
-    rounds: int = 15,
-    progress: Progress = SILENT,
-) -> BenchResult:
-    """Measures BcqMatMul, MatMul and MatMulNBits in one run.
-
-    Every contender is a model of nodes with distinct weights, run by onnxruntime. In each round every
-    contender runs once, so that drifts of the machine meet all of them alike; the first two warm up. Cold
-    models hold at least 96 MiB of weights and each run reads all of them once; hot ones hold one copy. The
-    time of one product is the time of a run over its number of products, onnxruntime's own cost of a run
-    included.
+    Every contender is a model of products with distinct weights. In each round every contender runs once,
+    each round beginning with another one, so that drifts of the machine meet all of them alike; the first
+    two rounds warm up. Cold models hold at least 96 MiB of weights and each run reads all of them once; hot
+    ones hold one copy, and a sample repeats it for about 5 ms. The time of one product is the time of a
+    sample over its number of products, the cost of a run included.
 
     Args:
-        shapes: pairs (N, K).
-        bits: planes of BcqMatMul.
-        group_size: inputs per scaling factor of BcqMatMul; 0 is row-wise.
-        m_values: rows of activations.
-        threads: thread counts of onnxruntime.
-        cold: True for weights from memory, False for weights in caches; give both for both.
-        rounds: timed rounds.
+        plan: what is measured.
         progress: told of each problem.
 
     Returns:
-        One measurement per problem and contender.
+        One measurement per problem and contender. A peer that cannot run or computes something else than
+        float64 arithmetic within its class is absent, with the reason.
 
     Raises:
         UsageError: E202 for a shape of which cold weights would need more than 2,000 copies.
-        ParityFailure: E502 when a contender computes something else than float64 arithmetic within its class.
+        ParityFailure: E502 when BcqMatMul computes something else.
     """
-    if True in cold:
-        _check_copies(shapes, bits, group_size)
+    check_copies(plan)
     measurements: list[Measurement] = []
-    progress.start("bench", len(shapes) * len(m_values) * len(cold) * len(threads))
-    for (rows, inputs), is_cold in product(shapes, cold):
-        models = [_Model(c, rows, inputs, is_cold) for c in _contenders(rows, inputs, bits, group_size)]
-        try:
-            for tokens, count in product(m_values, threads):
-                problem = Problem(rows, inputs, tokens, count, is_cold)
-                measurements += _measure(problem, models, rounds)
-                progress.step(f"N={rows} K={inputs} M={tokens}", f"{count} threads")
-        finally:
-            for model in models:
-                model.close()
+    absent: dict[str, str] = {}
+    progress.start("bench", len(plan.problems))
+    for (rows, inputs, cold), problems in plan.groups().items():
+        who = roster(plan, rows, inputs)
+        absent |= who.absent
+        activations = {p.tokens: _activations(p.tokens, inputs) for p in problems}
+        with _models(who.contenders, cold, activations, absent) as models:
+            for problem in problems:
+                measurements += _measure(problem, models, activations[problem.tokens], plan.rounds, absent)
+                progress.step(str(problem))
     progress.done()
-    return BenchResult(_kernel(), _versions(), tuple(measurements))
+    return BenchResult(machine(), tuple(measurements), absent)
 
 
-def _kernel() -> str:
-    core = Core.load()
-    return core.select_matmul(bits=3, flags=core.flags())
-
-
-def _versions() -> dict[str, str]:
-    return {"onnxruntime": ort.__version__, "numpy": np.__version__, "machine": platform.machine()}
-
-
-def _contenders(rows: int, inputs: int, bits: Sequence[int], group_size: int) -> list[Contender]:
-    ours = [bcq(rows, inputs, q, group_size) for q in bits]
-    return [*ours, dense(rows, inputs), *(nbits(rows, inputs, b, PEER_BLOCK) for b in PEER_BITS)]
-
-
-def _check_copies(shapes: Sequence[tuple[int, int]], bits: Sequence[int], group_size: int) -> None:
+def check_copies(plan: Plan) -> None:
     """Refuses shapes so small that cold weights would be a model of very many nodes."""
-    for rows, inputs in shapes:
-        if rows * inputs > 8 * COLD_BYTES // MAX_COPIES:  # one bit a weight is enough then
+    for rows, inputs, cold in plan.groups():
+        if not cold or rows * inputs > 8 * COLD_BYTES // MAX_COPIES:  # one bit a weight is enough then
             continue
-        for contender in _contenders(rows, inputs, bits, group_size):
+        for contender in roster(plan, rows, inputs).contenders:
             copies = ceil_div(COLD_BYTES, contender.draw(np.random.default_rng(0)).nbytes)
             if copies > MAX_COPIES:
                 raise UsageError(
@@ -131,111 +86,164 @@ def _check_copies(shapes: Sequence[tuple[int, int]], bits: Sequence[int], group_
                 )
 
 
-class _Model:
-    """A contender's model on disk, with the weights of its first and last node for checking."""
+def _activations(tokens: int, inputs: int) -> Float32:
+    return np.random.default_rng(1).standard_normal((tokens, inputs), dtype=np.float32)
 
-    def __init__(self, contender: Contender, rows: int, inputs: int, cold: bool) -> None:
+
+def checked_tokens(tokens: int) -> list[int]:
+    """Rows of activations whose products are checked: all of a few, a sample of many."""
+    return list(range(tokens)) if tokens <= 4 else [0, 1, tokens // 2, tokens - 1]
+
+
+class _Entry:
+    """A contender's model, and what its first and last copy must compute."""
+
+    def __init__(self, contender: Contender, cold: bool, a: dict[int, Float32], folder: Path) -> None:
         random = np.random.default_rng(0)
         first = contender.draw(random)
         self.contender = contender
         self.weight_bytes = first.nbytes
-        self.count = ceil_div(COLD_BYTES, first.nbytes) if cold else 1
-        copies = [first, *(contender.draw(random) for _ in range(self.count - 1))]
-        self.checked = {0: first, self.count - 1: copies[-1]}
-        self._folder = tempfile.TemporaryDirectory(prefix="bcq-bench-")
-        self.path = write_model(contender, copies, inputs, rows, Path(self._folder.name))
+        self.copies = ceil_div(COLD_BYTES, first.nbytes) if cold else 1
+        copies = [first, *(contender.draw(random) for _ in range(self.copies - 1))]
+        self._expected = {i: _products(copies[i], a) for i in {0, self.copies - 1}}
+        self.model: Model = contender.prepare(copies, folder)
 
-    def close(self) -> None:
-        """Removes the files."""
-        self._folder.cleanup()
+    def error(self, output: Float32, copy: int, tokens: int) -> float:
+        """Relative error of a product with one of the checked copies."""
+        expected = self._expected[copy][tokens]
+        difference = output[checked_tokens(tokens)] - expected
+        return float(np.linalg.norm(difference) / np.linalg.norm(expected))
+
+    @property
+    def checked(self) -> list[int]:
+        """The copies that are checked."""
+        return list(self._expected)
+
+
+def _products(weights: Weights, a: dict[int, Float32]) -> dict[int, NDArray[np.float64]]:
+    """Checked rows of A W^T in float64, for each number of tokens."""
+    stacked = np.concatenate([a[tokens][checked_tokens(tokens)] for tokens in a]).astype(np.float64)
+    dense = weights.dense()
+    blocks = [
+        stacked @ dense[begin : begin + CHECKED_ROWS].astype(np.float64).T
+        for begin in range(0, dense.shape[0], CHECKED_ROWS)
+    ]
+    ends = np.cumsum([len(checked_tokens(tokens)) for tokens in a])[:-1]
+    return dict(zip(a, np.split(np.concatenate(blocks, axis=1), ends), strict=True))
+
+
+@contextmanager
+def _models(
+    contenders: Sequence[Contender], cold: bool, a: dict[int, Float32], absent: dict[str, str]
+) -> Iterator[list[_Entry]]:
+    """Models in folders of their own, which go with them."""
+    with ExitStack() as folders:
+        entries = []
+        for contender in contenders:
+            folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="bcq-bench-"))
+            try:
+                entries.append(_Entry(contender, cold, a, Path(folder)))
+            except Exception as error:  # a peer's library may raise anything
+                _leave_out(contender, error, absent)
+        yield entries
+
+
+def _leave_out(contender: Contender, error: Exception, absent: dict[str, str]) -> None:
+    """A peer that cannot take part is listed; a fault of ours, or of the disk, is not hidden."""
+    if contender.ours or isinstance(error, (OSError, MemoryError)):
+        raise error
+    absent[contender.name] = one_line(error)
 
 
 class _Runner:
-    """A session of a model with everything bound, so that a run allocates nothing in Python."""
+    """A checked session that is timed round after round."""
 
-    def __init__(self, model: _Model, problem: Problem, a: NDArray[np.float32]) -> None:
-        self.model = model
-        self._session = _session(model.path, problem.threads)
-        self._binding = self._session.io_binding()
-        self._binding.bind_cpu_input("A", a)
-        for i in range(model.count):
-            self._binding.bind_output(f"Y{i}")
-        self._runs = 1 if problem.cold else HOT_RUNS
-        self._products = self._runs * model.count
-        self.error = self._check(a)
+    def __init__(self, entry: _Entry, problem: Problem, a: Float32) -> None:
+        self.entry = entry
+        self._session = entry.model.session(a, problem.threads)
+        self._session.run()
+        self.error = self._check(problem.tokens)
+        begin = time.perf_counter()
+        self._session.run()
+        lasted = max(time.perf_counter() - begin, 1e-6)
+        self._repeats = 1 if problem.cold else min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / lasted))
         self.times: list[float] = []
 
-    def _check(self, a: NDArray[np.float32]) -> float:
-        """Relative error of the checked nodes; raises when it is beyond the contender's class."""
-        self._session.run_with_iobinding(self._binding)
-        outputs = self._binding.copy_outputs_to_cpu()
-        worst = max(_error(outputs[i], a, weights) for i, weights in self.model.checked.items())
-        contender = self.model.contender
-        if not worst <= contender.error:
+    def _check(self, tokens: int) -> float:
+        """Relative error of the checked copies; raises when it is beyond the contender's class."""
+        entry = self.entry
+        worst = max(entry.error(self._session.output(i), i, tokens) for i in entry.checked)
+        if not worst <= entry.contender.error:
             raise ParityFailure(
                 "E502",
-                f"{contender.name}: relative error {worst:.1e} against float64, "
-                f"expected at most {contender.error:.0e}.",
+                f"{entry.contender.name}: relative error {worst:.1e} against float64, "
+                f"expected at most {entry.contender.error:.0e}.",
                 "Its time would mean nothing; 'bcq doctor' shows the kernels of this machine.",
             )
         return worst
 
     def round(self) -> float:
         """Microseconds of one product."""
+        run = self._session.run
         begin = time.perf_counter()
-        for _ in range(self._runs):
-            self._session.run_with_iobinding(self._binding)
-        return (time.perf_counter() - begin) * MICRO / self._products
+        for _ in range(self._repeats):
+            run()
+        elapsed = time.perf_counter() - begin
+        if self.entry.contender.settle:
+            time.sleep(self.entry.contender.settle)
+        return elapsed * MICRO / (self._repeats * self.entry.copies)
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    """Idle threads of a session must not spin while another contender is timed."""
-    options = default_options()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    register_library(options)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _error(y: NDArray[np.float32], a: NDArray[np.float32], weights: Weights) -> float:
-    exact = a.astype(np.float64) @ weights.dense().astype(np.float64).T
-    return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
-
-
-def _measure(problem: Problem, models: Sequence[_Model], rounds: int) -> list[Measurement]:
-    random = np.random.default_rng(1)
-    a = random.standard_normal((problem.tokens, problem.inputs), dtype=np.float32)
-    runners = [_Runner(model, problem, a) for model in models]
+def _measure(
+    problem: Problem, entries: list[_Entry], a: Float32, rounds: int, absent: dict[str, str]
+) -> list[Measurement]:
+    runners = []
+    for entry in [entry for entry in entries if entry.contender.takes(problem.tokens, problem.cold)]:
+        try:
+            runners.append(_Runner(entry, problem, a))
+        except Exception as error:  # a peer's library may raise anything
+            _leave_out(entry.contender, error, absent)
+            entries.remove(entry)
     bandwidth = ReadBandwidth(problem.threads)
     try:
         for index in range(WARM_UP + rounds):
             bandwidth.measure()
-            for runner in runners:
+            for i in range(len(runners)):
+                runner = runners[(i + index) % len(runners)]
                 elapsed = runner.round()
                 if index >= WARM_UP:
                     runner.times.append(elapsed)
-        return [_summary(runner, problem, bandwidth.best) for runner in runners]
+        return [_summary(runner, problem, bandwidth) for runner in runners]
     finally:
         bandwidth.close()
 
 
-def _summary(runner: _Runner, problem: Problem, bandwidth: float) -> Measurement:
-    best, low, median, high = np.percentile(runner.times, [0, 25, 50, 75])
-    contender = runner.model.contender
+def _summary(runner: _Runner, problem: Problem, bandwidth: ReadBandwidth) -> Measurement:
+    best, low, median, high = (float(x) for x in np.percentile(runner.times, [0, 25, 50, 75]))
+    contender = runner.entry.contender
     return Measurement(
         contender=contender.name,
-        ours=contender.domain == contract.DOMAIN,
+        family=contender.family,
         bits=contender.bits,
+        arithmetic=_arithmetic(contender, runner.error),
+        kernel=contender.kernel,
+        group_size=contender.group_size,
         rows=problem.rows,
         inputs=problem.inputs,
         tokens=problem.tokens,
         threads=problem.threads,
         cold=problem.cold,
-        weight_bytes=runner.model.weight_bytes,
-        microseconds=float(median),
-        best=float(best),
-        low=float(low),
-        high=float(high),
+        weight_bytes=runner.entry.weight_bytes,
+        microseconds=median,
+        best=best,
+        low=low,
+        high=high,
         error=runner.error,
-        bandwidth=bandwidth,
+        bandwidth=bandwidth.median,
+        bandwidth_best=bandwidth.best,
     )
+
+
+def _arithmetic(contender: Contender, error: float) -> str:
+    """A peer that may quantize activations and, on this CPU, shows no such error has float32 ones."""
+    return "float32" if not contender.ours and error <= ERRORS["float32"] else contender.arithmetic

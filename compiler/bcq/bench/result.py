@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel bench measured, and its table."""
+"""What the kernel bench measured."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from bcq import report
+from bcq.bench.plan import Problem
 
 GIGA = 1e9
 MICRO = 1e-6
@@ -19,12 +20,15 @@ class Measurement:
 
     Attributes:
         contender: for example ``"BcqMatMul q=3 g=128"`` or ``"MatMulNBits 4-bit b=128"``.
-        ours: whether it is BcqMatMul.
+        family: whose it is: ``bcq``, ``onnxruntime``, ``openvino``, ``torch``, ``ggml``.
         bits: per weight, scales not counted; 32 for float32.
+        arithmetic: class of exactness: ``near-exact``, ``int8`` or ``float32`` activations.
+        kernel: the name of our kernel; empty for peers.
+        group_size: inputs per scaling factor of ours; 0 for peers.
         rows: N, output features.
         inputs: K, input features.
         tokens: M, rows of activations.
-        threads: threads of onnxruntime.
+        threads: threads that compute.
         cold: whether the weights came from memory (copies rotated) and not from caches.
         weight_bytes: bytes of one copy of the weights: codes or elements, scaling factors, nothing else.
         microseconds: median time of one product, preparation of activations included.
@@ -32,12 +36,16 @@ class Measurement:
         low: first quartile of the times, in microseconds.
         high: third quartile.
         error: relative root mean square error against float64.
-        bandwidth: GB/s read by NumPy in the same run, a lower bound of the memory's.
+        bandwidth: GB/s that a plain reader got with as many threads in the same rounds, median.
+        bandwidth_best: the highest of them.
     """
 
     contender: str
-    ours: bool
+    family: str
     bits: int
+    arithmetic: str
+    kernel: str
+    group_size: int
     rows: int
     inputs: int
     tokens: int
@@ -50,16 +58,32 @@ class Measurement:
     high: float
     error: float
     bandwidth: float
+    bandwidth_best: float
 
     @property
-    def problem(self) -> tuple[int, int, int, int, bool]:
-        """What contenders are compared on: N, K, M, threads, cold."""
-        return (self.rows, self.inputs, self.tokens, self.threads, self.cold)
+    def ours(self) -> bool:
+        """Whether it is BcqMatMul."""
+        return self.family == "bcq"
+
+    @property
+    def problem(self) -> Problem:
+        """What contenders are compared on."""
+        return Problem(self.rows, self.inputs, self.tokens, self.threads, self.cold)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 weight_bytes / (N K), scaling factors included."""
+        return 8 * self.weight_bytes / (self.rows * self.inputs)
 
     @property
     def gigabytes_per_second(self) -> float:
         """weight_bytes / time: activations and outputs are not counted."""
         return self.weight_bytes / (self.microseconds * MICRO) / GIGA
+
+    @property
+    def share(self) -> float:
+        """gigabytes_per_second / bandwidth: at 1 a product costs no more than reading its weights."""
+        return self.gigabytes_per_second / self.bandwidth
 
     @property
     def floor(self) -> float:
@@ -69,78 +93,31 @@ class Measurement:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All measurements of a run, in the order in which they were asked for."""
+    """All measurements of a run, in the order in which they were asked for.
 
-    kernel: str
-    versions: dict[str, str]
+    Attributes:
+        machine: ``cpu``, ``cores``, ``isa``, ``library`` (version of this package), ``onnxruntime``, ...
+        measurements: one per problem and contender.
+        absent: contenders that did not take part, with the reason.
+    """
+
+    machine: dict[str, Any]
     measurements: tuple[Measurement, ...]
+    absent: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, with the derived figures, for ``--json``."""
-        rows = [
-            {**asdict(m), "gigabytes_per_second": m.gigabytes_per_second, "floor": m.floor}
-            for m in self.measurements
-        ]
-        return {"kernel": self.kernel, "versions": self.versions, "measurements": rows}
+        rows = [{**asdict(m), **{name: getattr(m, name) for name in _DERIVED}} for m in self.measurements]
+        return {"machine": self.machine, "measurements": rows, "absent": self.absent}
+
+    def by_problem(self) -> list[list[Measurement]]:
+        """The measurements of each problem."""
+        return [list(group) for _, group in groupby(self.measurements, lambda m: m.problem)]
 
 
-def to_table(result: BenchResult) -> str:
-    """The measurements as plain text, one block a problem."""
-    lines = [f"kernel {result.kernel}; " + ", ".join(f"{k} {v}" for k, v in result.versions.items())]
-    previous: tuple[int, int, int, int, bool] | None = None
-    for m in result.measurements:
-        if m.problem != previous:
-            lines += ["", _title(m), _HEADER]
-            previous = m.problem
-        lines.append(_line(m))
-    return "\n".join([*lines, "", to_ratios(result)])
+_DERIVED = ("bits_per_weight", "gigabytes_per_second", "share", "floor")
 
 
-def to_ratios(result: BenchResult) -> str:
-    """A Markdown table of times of peers over times of BcqMatMul: above 1 means faster than the peer.
-
-    Each bit width meets float32, and the peer with the fewest bits that are not fewer than its own.
-    """
-    by_problem = [list(group) for _, group in groupby(result.measurements, lambda m: m.problem)]
-    rows = []
-    for group in by_problem:
-        peers = sorted((m for m in group if not m.ours), key=lambda m: m.bits)
-        for ours in (m for m in group if m.ours):
-            nearest = next(peer for peer in peers if peer.bits >= ours.bits)
-            rows.append(_ratio(ours, nearest, peers[-1]))
-    header = ["N x K", "M", "threads", "weights", "q", "us", "peer", "faster", "than fp32"]
-    return report.table(header, rows, "lrrlrrlrr")
-
-
-_HEADER = (
-    f"  {'contender':<26}{'us':>9}{'best':>9}{'quartiles':>16}"
-    f"{'MB':>8}{'GB/s':>7}{'floor us':>10}{'error':>10}"
-)
-
-
-def _title(m: Measurement) -> str:
-    threads = f"{m.threads} thread" + ("s" if m.threads != 1 else "")
-    state = "weights from memory" if m.cold else "weights in cache"
-    return f"N={m.rows} K={m.inputs} M={m.tokens}, {threads}, {state}, memory read {m.bandwidth:.1f} GB/s"
-
-
-def _ratio(ours: Measurement, nearest: Measurement, dense: Measurement) -> list[str]:
-    return [
-        f"{ours.rows} x {ours.inputs}",
-        str(ours.tokens),
-        str(ours.threads),
-        "memory" if ours.cold else "cache",
-        str(ours.bits),
-        f"{ours.microseconds:.0f}",
-        f"{nearest.bits}-bit",
-        f"{nearest.microseconds / ours.microseconds:.2f}x",
-        f"{dense.microseconds / ours.microseconds:.1f}x",
-    ]
-
-
-def _line(m: Measurement) -> str:
-    quartiles = f"{m.low:.0f} - {m.high:.0f}"
-    return (
-        f"  {m.contender:<26}{m.microseconds:>9.1f}{m.best:>9.1f}{quartiles:>16}{m.weight_bytes / 1e6:>8.2f}"
-        f"{m.gigabytes_per_second:>7.1f}{m.floor:>10.1f}{m.error:>10.1e}"
-    )
+def fastest(measurements: Iterable[Measurement]) -> Measurement | None:
+    """The one with the shortest median, or None."""
+    return min(measurements, key=lambda m: m.microseconds, default=None)

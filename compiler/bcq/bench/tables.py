@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench's tables: all figures as plain text, and ratios to the best peer of each class as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from bcq import report
+from bcq.bench.result import BenchResult, Measurement, fastest
+
+_HEADER = (
+    f"  {'contender':<30}{'us':>10}{'best':>10}{'quartiles':>17}{'bits/w':>8}"
+    f"{'MB':>8}{'GB/s':>7}{'of read':>9}{'error':>10}"
+)
+_RATIOS = ("N x K", "M", "threads", "weights", "q", "class", "us", "of read")
+_CLASSES = {"near-exact": "near-exact", "int8": "int8", "float32": "exact"}
+LEGEND = """\
+Above 1x BcqMatMul is faster than the best peer of that width, which is named, below it is slower. Peers'
+activations are int8 unless fp32 is said. 'of read' = bytes of weights and scales / time / read bandwidth of
+the same rounds."""
+
+
+def to_table(result: BenchResult) -> str:
+    """All measurements as plain text, one block a problem, then who was absent, then the ratios."""
+    lines = [_machine(result)]
+    for group in result.by_problem():
+        lines += ["", _title(group[0]), _HEADER, *(_line(m) for m in group)]
+    if result.absent:
+        lines += ["", "absent:", *(f"  {name}: {reason}" for name, reason in result.absent.items())]
+    return "\n".join([*lines, "", to_markdown(result), "", LEGEND])
+
+
+def to_markdown(result: BenchResult) -> str:
+    """Times of the best peer of each width over times of BcqMatMul: above 1 means faster than the peer."""
+    groups = result.by_problem()
+    peers = [m for m in result.measurements if not m.ours]
+    columns = {name: key for name, key in _PEERS.items() if any(key(m) for m in peers)}
+    rows = [
+        [*_ours(m), *(_ratio(m, fastest(filter(key, _others(group)))) for key in columns.values())]
+        for group in groups
+        for m in group
+        if m.ours
+    ]
+    return report.table([*_RATIOS, *columns], rows, "lrrlrlrr" + "r" * len(columns))
+
+
+_PEERS: dict[str, Callable[[Measurement], bool]] = {
+    "2-bit": lambda m: m.bits == 2,
+    "3-bit": lambda m: m.bits == 3,
+    "4-bit": lambda m: m.bits == 4,
+    "4-bit fp32": lambda m: m.bits == 4 and m.arithmetic == "float32",
+    "8-bit": lambda m: m.bits == 8,
+    "fp32": lambda m: m.bits == 32,
+}
+
+
+def _others(group: Iterable[Measurement]) -> list[Measurement]:
+    return [m for m in group if not m.ours]
+
+
+def _ours(m: Measurement) -> list[str]:
+    kind = _CLASSES[m.arithmetic]
+    return [
+        f"{m.rows} x {m.inputs}",
+        str(m.tokens),
+        str(m.threads),
+        "memory" if m.cold else "cache",
+        str(m.bits),
+        f"{kind} resident" if m.contender.endswith(" resident") else kind,
+        f"{m.microseconds:.0f}",
+        f"{m.share:.0%}" if m.cold else "",
+    ]
+
+
+def _ratio(ours: Measurement, peer: Measurement | None) -> str:
+    if peer is None:
+        return "-"
+    return f"{peer.microseconds / ours.microseconds:.2f}x {short_name(peer)}".rstrip()
+
+
+def short_name(peer: Measurement) -> str:
+    """A peer's name where its width is said already: ``b=128``, ``b=32``, ``lut``, ``OpenVINO``, ``Q4_0``."""
+    name = peer.contender
+    if name.startswith("MatMulNBits"):
+        return " ".join(name.split()[2:]).replace("b=128 lut", "lut").replace(" fp32", "")
+    if peer.family == "onnxruntime":
+        return ""
+    return name.replace("ggml ", "").split()[0]
+
+
+def _machine(result: BenchResult) -> str:
+    m = result.machine
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['isa']}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, "
+        f"numpy {m['numpy']}; {m['made']}"
+    )
+
+
+def _title(m: Measurement) -> str:
+    return f"{m.problem}, memory read {m.bandwidth:.1f} GB/s (best {m.bandwidth_best:.1f})"
+
+
+def _line(m: Measurement) -> str:
+    quartiles = f"{m.low:.0f} - {m.high:.0f}"
+    share = f"{m.share:.0%}" if m.cold else "-"
+    return (
+        f"  {m.contender:<30}{m.microseconds:>10.1f}{m.best:>10.1f}{quartiles:>17}{m.bits_per_weight:>8.2f}"
+        f"{m.weight_bytes / 1e6:>8.2f}{m.gigabytes_per_second:>7.1f}{share:>9}{m.error:>10.1e}"
+        f"  {m.kernel}".rstrip()
+    )
