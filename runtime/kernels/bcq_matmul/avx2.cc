@@ -51,7 +51,7 @@ void prepare_t8(const MatMulProblem& p, void* scratch, int64_t begin_row, int64_
 template <typename One, typename Many, typename Order>
 void run_in_order(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
   const LookupPlan plan = lookup_plan(p, One::kEntries);
-  for_each_set(p, plan, scratch, begin_tile, end_tile, p.resident ? restore_line : nullptr, [&](const RowSet& set) {
+  for_each_set(p, plan, scratch, [&](const RowSet& set) {
     if (set.count == 1) return run_one<One, Order>(p, plan, set, begin_tile, end_tile);
     run_many<Many, Order>(p, plan, set, begin_tile, end_tile);
   });

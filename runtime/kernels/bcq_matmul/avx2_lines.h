@@ -48,16 +48,6 @@ inline void order_line(const uint32_t* line, uint32_t* to) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(to + 8), bytes.y);
 }
 
-// The words of a line that order_line has written.
-inline void restore_line(const uint32_t* line, uint32_t* words) {
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(line);
-  for (int row = 0; row < kTileRows; ++row) {
-    const int at = (row & 3) | (row & 4) << 1 | (row & 8) >> 1;
-    words[row] = uint32_t(bytes[at]) | uint32_t(bytes[at + 16]) << 8 | uint32_t(bytes[at + 32]) << 16 |
-                 uint32_t(bytes[at + 48]) << 24;
-  }
-}
-
 // Indexes of the even and the odd quads of X or Y.
 struct Nibbles {
   __m256i even;

@@ -133,7 +133,9 @@ void run_many(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set,
     panel_for_many<Method, Order>(p, plan, set, begin, end, y);
     for (int64_t tile = begin; tile < end; ++tile) {
       const float* outputs = y + (tile - begin) * kRowsAtOnce * kTileRows;
-      for (int64_t i = 0; i < set.count; ++i) store_tile(p, set.numbers[i], tile, outputs + i * kTileRows);
+      for (int64_t i = 0; i < set.count; ++i) {
+        store_tile(p, set.numbers[i], tile, outputs + i * kTileRows, *set.rows[i].out);
+      }
     }
   }
 }

@@ -142,7 +142,7 @@ void run_one(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, 
   for (int64_t tile = begin_tile; tile < end_tile; tile += kTilesAtOnce) {
     const int64_t count = end_tile - tile < kTilesAtOnce ? end_tile - tile : kTilesAtOnce;
     tiles_for_one<Method, Order>(p, plan, set.rows[0], tile, count, y);
-    for (int64_t i = 0; i < count; ++i) store_tile(p, set.numbers[0], tile + i, y + i * kTileRows);
+    for (int64_t i = 0; i < count; ++i) store_tile(p, set.numbers[0], tile + i, y + i * kTileRows, *set.rows[0].out);
   }
 }
 

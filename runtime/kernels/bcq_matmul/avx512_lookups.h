@@ -145,13 +145,16 @@ struct Rows {
   LookupRow first;
   size_t row_bytes;
   const uint8_t* tables(int i) const { return first.tables + size_t(i) * row_bytes; }
+  float out(int i) const { return at(first.out, i); }
   __m512 scale(int i, int64_t block) const { return broadcast(first.scale, i, block); }
   __m512 sum(int i, int64_t block) const { return broadcast(first.sum, i, block); }
 
  private:
   __m512 broadcast(const float* values, int i, int64_t block) const {
-    const char* at = reinterpret_cast<const char*>(values + block) + size_t(i) * row_bytes;
-    return _mm512_set1_ps(*reinterpret_cast<const float*>(at));
+    return _mm512_set1_ps(at(values + block, i));
+  }
+  float at(const float* values, int i) const {
+    return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(values) + size_t(i) * row_bytes);
   }
 };
 

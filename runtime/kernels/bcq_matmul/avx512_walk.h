@@ -116,29 +116,21 @@ void compute_rows(const MatMulProblem& p, const LookupPlan& plan, const Rows& a,
   }
   for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
     for (int64_t r = 0; r < rows; ++r) {
-      store_tile(p, m + r, tile, y + (tile - begin_tile) * size + r * kTileRows);
+      store_tile(p, m + r, tile, y + (tile - begin_tile) * size + r * kTileRows, a.out(int(r)));
     }
   }
-}
-
-// Consecutive rows of A from m on that tables hold, up to eight.
-inline int64_t rows_in_range(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t m) {
-  int64_t count = 0;
-  while (count < 8 && m + count < p.M && !*lookup_row(plan, scratch, m + count).out_of_range) ++count;
-  return count;
 }
 
 // Returns how many rows of A it has computed, from row m on.
 template <typename Method>
 int64_t compute_some(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t m,
                      int64_t begin_tile, int64_t end_tile) {
-  const int64_t count = rows_in_range(p, plan, scratch, m);
+  const int64_t count = p.M - m;
   const Rows a = {lookup_row(plan, scratch, m), plan.row_bytes};
   if (count >= 8) return compute_rows<Method, 8>(p, plan, a, m, begin_tile, end_tile), 8;
   if (count >= 4) return compute_rows<Method, 4>(p, plan, a, m, begin_tile, end_tile), 4;
   if (count >= 2) return compute_rows<Method, 2>(p, plan, a, m, begin_tile, end_tile), 2;
-  if (count == 1) return compute_rows<Method, 1>(p, plan, a, m, begin_tile, end_tile), 1;
-  return run_exact(p, plan, m, begin_tile, end_tile), 1;
+  return compute_rows<Method, 1>(p, plan, a, m, begin_tile, end_tile), 1;
 }
 
 template <typename Method>

@@ -186,7 +186,7 @@ void exact_tile(const MatMulProblem& p, const ExactRows& rows, int64_t m, int64_
     }
     multiply_panel<V>(rows.values(m) + first * kWordBits, rows.stride, count, weights, panel, y);
   }
-  for (int64_t i = 0; i < count; ++i) store_exact(p, m + i, tile, y + i * kTileRows, rows.out(m + i));
+  for (int64_t i = 0; i < count; ++i) store_tile(p, m + i, tile, y + i * kTileRows, rows.out(m + i));
 }
 
 template <typename V>

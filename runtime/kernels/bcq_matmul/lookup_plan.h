@@ -84,15 +84,15 @@ inline void for_each_block(const LookupPlan& plan, Visit visit) {
 
 // One prepared row of A. Only prepare() writes through it.
 struct LookupRow {
-  int32_t* out_of_range;  // 1: the tables do not hold this row, compute it from A itself
-  float* scale;           // s of each block
-  float* sum;             // sum of the activations of each block; only where there is an offset
-  uint8_t* tables;        // plan.table_bytes a chunk
+  float* out;      // multiplies the results of the row, x86_rows.h; NaN where the row is not finite
+  float* scale;    // s of each block
+  float* sum;      // sum of the activations of each block; only where there is an offset
+  uint8_t* tables;  // plan.table_bytes a chunk
 };
 
 inline LookupRow lookup_row(const LookupPlan& plan, const void* scratch, int64_t m) {
   uint8_t* base = static_cast<uint8_t*>(const_cast<void*>(scratch)) + size_t(m) * plan.row_bytes;
-  return {reinterpret_cast<int32_t*>(base), reinterpret_cast<float*>(base + kHeaderBytes),
+  return {reinterpret_cast<float*>(base), reinterpret_cast<float*>(base + kHeaderBytes),
           reinterpret_cast<float*>(base + plan.sums_at), base + plan.tables_at};
 }
 

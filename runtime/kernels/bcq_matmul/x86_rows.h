@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the x86 kernels read rows of A, float16 or float32, and write rows of Y. Needs AVX2, FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/bcq_matmul/kernel.h"
+#include "kernels/bcq_matmul/row_range.h"
+
+namespace bcq {
+namespace {
+
+inline __m256 load8(const MatMulProblem& p, int64_t m, int64_t k) {
+  const int64_t at = m * p.a_stride + k;
+  if (!p.a_is_half) return _mm256_loadu_ps(static_cast<const float*>(p.a) + at);
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(p.a) + at)));
+}
+
+// The last, incomplete eight inputs of a row, zeros behind.
+inline __m256 load_tail(const MatMulProblem& p, int64_t m, int64_t k) {
+  const int64_t at = m * p.a_stride + k;
+  const size_t count = size_t(p.K - k);
+  alignas(32) float values[8] = {};
+  if (!p.a_is_half) {
+    std::memcpy(values, static_cast<const float*>(p.a) + at, count * sizeof(float));
+    return _mm256_load_ps(values);
+  }
+  std::memcpy(values, static_cast<const uint16_t*>(p.a) + at, count * sizeof(uint16_t));
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(values)));
+}
+
+// Inputs k .. k + 7 of row m, zeros from K on.
+inline __m256 eight_inputs(const MatMulProblem& p, int64_t m, int64_t k) {
+  return k + 8 <= p.K ? load8(p, m, k) : k < p.K ? load_tail(p, m, k) : _mm256_setzero_ps();
+}
+
+inline __m256 magnitude(__m256 x) { return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
+
+// How row m is brought into range.
+inline RowRange range_of_row(const MatMulProblem& p, int64_t m) {
+  __m256i most = _mm256_setzero_si256();
+  for (int64_t k = 0; k < p.K; k += 8) {
+    most = _mm256_max_epu32(most, _mm256_castps_si256(magnitude(eight_inputs(p, m, k))));
+  }
+  alignas(32) uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
+  uint32_t bits = 0;
+  for (uint32_t lane : lanes) bits = lane > bits ? lane : bits;
+  return row_range(bits);
+}
+
+// Writes the outputs of one row of A and one tile, y times out; y holds sixteen values, and only those below N are
+// stored.
+inline void store_tile(const MatMulProblem& p, int64_t m, int64_t tile, const float* y, float out) {
+  const size_t count = size_t(p.N - tile * kTileRows < kTileRows ? p.N - tile * kTileRows : kTileRows);
+  const int64_t at = m * p.y_stride + tile * kTileRows;
+  const __m256 first = _mm256_mul_ps(_mm256_loadu_ps(y), _mm256_set1_ps(out));
+  const __m256 second = _mm256_mul_ps(_mm256_loadu_ps(y + 8), _mm256_set1_ps(out));
+  if (!p.a_is_half) {
+    alignas(32) float values[kTileRows];
+    _mm256_store_ps(values, first);
+    _mm256_store_ps(values + 8, second);
+    std::memcpy(static_cast<float*>(p.y) + at, values, count * sizeof(float));
+    return;
+  }
+  alignas(16) uint16_t halves[kTileRows];
+  _mm_store_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT));
+  _mm_store_si128(reinterpret_cast<__m128i*>(halves + 8), _mm256_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT));
+  std::memcpy(static_cast<uint16_t*>(p.y) + at, halves, count * sizeof(uint16_t));
+}
+
+}  // namespace
+}  // namespace bcq
