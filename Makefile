@@ -9,10 +9,10 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench clean
+.PHONY: help setup build test lint format bench bench-full clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,11 @@ format: ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix compiler tests tools
 	$(PY) -m ruff format compiler tests tools
 
-bench: build ## the kernel table of the README, measured here
-	$(PY) -m bcq.cli bench
+bench: build ## the kernel table of the README, measured here: 5 minutes, results in build/bench
+	$(PY) -m bcq.cli bench --output build/bench
+
+bench-full: build ## every shape, batch, class and peer: an hour, results in build/bench-full
+	$(PY) -m bcq.cli bench --full --output build/bench-full
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
