@@ -100,7 +100,7 @@ class Finished:
         """Stores a matrix, which has its name once it is whole; the same matrix, mapped from the store."""
         temporary, specs = self._folder / "part", _specs(weight)
         described = {
-            "key": key, "sha256": _hash(weight), "relative_error": relative_error,
+            "sha256": _hash(weight, key, relative_error), "relative_error": relative_error,
             "rows": weight.rows, "inputs": weight.inputs, "group_size": weight.group_size,
         }  # fmt: skip
         with SafetensorsWriter(temporary, specs, {"bcq": json.dumps(described)}) as writer:
@@ -151,9 +151,10 @@ def _locked(file: Path) -> int | None:
 def _weight(header: Header, key: str) -> tuple[PackedWeight, float]:
     described: dict[str, Any] = json.loads(header.metadata["bcq"])
     weight = _mapped(header, described["rows"], described["inputs"], described["group_size"])
-    if described["key"] != key or described["sha256"] != _hash(weight):
+    error = float(described["relative_error"])
+    if described["sha256"] != _hash(weight, key, error):
         raise ValueError("other bytes than were written")
-    return weight, float(described["relative_error"])
+    return weight, error
 
 
 def _mapped(header: Header, rows: int, inputs: int, group_size: int) -> PackedWeight:
@@ -174,8 +175,9 @@ def _specs(weight: PackedWeight) -> dict[str, TensorSpec]:
     return {name: TensorSpec(_DTYPES[name][0], array.shape) for name, array in weight.tensors().items()}
 
 
-def _hash(weight: PackedWeight) -> str:
-    digest = hashlib.sha256()
+def _hash(weight: PackedWeight, key: str, relative_error: float) -> str:
+    sizes = (weight.rows, weight.inputs, weight.group_size)
+    digest = hashlib.sha256(f"{key} {relative_error!r} {sizes}".encode())
     for name, array in weight.tensors().items():
         digest.update(_bytes(array, name))
     return digest.hexdigest()
