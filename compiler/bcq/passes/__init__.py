@@ -8,9 +8,13 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from bcq.passes.carry_functions import carry_functions
+from bcq.passes.constant_targets import constant_targets
+from bcq.passes.drop_identities import drop_identities
 from bcq.passes.find_matrices import find_matrices
 from bcq.passes.fuse_shared_input import fuse_shared_input
+from bcq.passes.keep_rank import keep_rank
 from bcq.passes.merge_biases import merge_biases
+from bcq.passes.merge_unsqueezes import merge_unsqueezes
 from bcq.passes.modernize import modernize
 from bcq.passes.pack_matrices import pack_matrices
 from bcq.passes.report import Fusion, MatrixRecord, PackReport
@@ -18,13 +22,20 @@ from bcq.passes.report_computed import report_computed
 from bcq.passes.rewrite_gather import rewrite_gather
 from bcq.passes.rewrite_gemm import rewrite_gemm
 from bcq.passes.rewrite_matmul import rewrite_matmul
-from bcq.passes.sweep import sweep_dead, sweep_traces
+from bcq.passes.share_constants import share_constants
+from bcq.passes.share_nodes import share_nodes
+from bcq.passes.share_sizes import share_sizes
+from bcq.passes.sink_scalars import sink_scalars
+from bcq.passes.sink_split import sink_split
+from bcq.passes.swap_axes import swap_axes
+from bcq.passes.sweep import sweep_dead, sweep_traces, sweep_unread
 from bcq.passes.weights import FromBase, Left, MatrixRef, SolveOnTheFly, WeightSource
 from bcq.passes.work import Work
 from bcq.progress import SILENT, Progress
 
 __all__ = [
     "PIPELINE",
+    "PLAIN",
     "UNFUSED",
     "FromBase",
     "Fusion",
@@ -38,7 +49,7 @@ __all__ = [
 ]
 
 Pipeline = tuple[Callable[[ir.Model, Work], None], ...]
-PIPELINE: Pipeline = (
+PACK: Pipeline = (
     modernize,
     find_matrices,
     pack_matrices,
@@ -46,14 +57,25 @@ PIPELINE: Pipeline = (
     rewrite_matmul,
     rewrite_gemm,
     rewrite_gather,
-    fuse_shared_input,
-    merge_biases,
-    carry_functions,
-    sweep_dead,
-    sweep_traces,
 )
-FUSING = (fuse_shared_input, merge_biases)
-UNFUSED: Pipeline = tuple(step for step in PIPELINE if step not in FUSING)  # one operator a matrix
+TIDY: Pipeline = (  # fewer small nodes, the same values
+    share_constants,
+    share_sizes,
+    drop_identities,
+    keep_rank,
+    swap_axes,
+    merge_unsqueezes,
+    drop_identities,
+    constant_targets,
+    share_constants,
+    share_nodes,
+)
+FUSE: Pipeline = (fuse_shared_input, merge_biases)
+SPLIT: Pipeline = (sink_scalars, sink_split, drop_identities, share_constants, sweep_unread)
+FINISH: Pipeline = (carry_functions, sweep_dead, sweep_traces)
+PIPELINE: Pipeline = PACK + TIDY + FUSE + SPLIT + FINISH
+UNFUSED: Pipeline = PACK + TIDY + SPLIT + FINISH  # one operator a matrix
+PLAIN: Pipeline = PACK + FINISH  # the graph's other nodes as they are
 
 
 def run(

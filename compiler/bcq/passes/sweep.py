@@ -8,6 +8,7 @@ import onnx_ir as ir
 from bcq.passes.work import Work
 
 _CARRIERS = frozenset({"Cast", "Constant", "Identity", "Transpose"})
+_SMALL = 16  # elements: shapes, axes, scalars
 _TRACE_PREFIX = "pkg."  # torch's exporter: stack traces with paths of the machine, names of Python classes
 _TRACE_KEY = "namespace"
 
@@ -24,6 +25,23 @@ def sweep_dead(model: ir.Model, work: Work) -> None:
     for name, value in list(model.graph.initializers.items()):
         if id(value.const_value) in dense and not value.uses() and value not in keep:
             del model.graph.initializers[name]
+
+
+def sweep_unread(model: ir.Model, work: Work) -> None:
+    """Drops nodes that nobody reads, and small constants that only those read."""
+    outputs = set(model.graph.outputs)
+    for node in reversed(model.graph):
+        read = any(output.uses() or output in outputs for output in node.outputs)
+        if node.domain == "" and not read and not _has_body(node):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        unread = not value.uses() and value not in outputs and not value.is_graph_input()
+        if unread and value.const_value is not None and value.const_value.size <= _SMALL:
+            del model.graph.initializers[name]
+
+
+def _has_body(node: ir.Node) -> bool:
+    return any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
 
 
 def sweep_traces(model: ir.Model, work: Work) -> None:
