@@ -176,3 +176,15 @@ def test_a_resident_copy_gives_the_bits_of_the_mapped_codes(
 def test_a_resident_copy_for_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="kernel none: unknown kernel name"):
         CORE.make_resident(pack(random_weight(16, 32, 1, 32)), kernel="none")
+
+
+@pytest.mark.parametrize("kernel", kernels_of_this_machine())
+@pytest.mark.parametrize("inputs", [1024, 14336, 2**20])
+def test_scratch_stays_small_however_many_rows_there_are(kernel: str, inputs: int) -> None:
+    def scratch(rows: int) -> int:
+        problem = MatMulProblem(M=rows, K=inputs, N=64, group_size=128, bits=3, a_stride=inputs, y_stride=64)
+        return int(CORE.library.bcq_matmul_scratch_bytes(ctypes.byref(problem), kernel.encode()))
+
+    # At most 64 rows, of these as many as 4 MiB hold, but never less than a set of 16 (runtime/core/run.cc).
+    assert scratch(10_000) <= min(scratch(64), max(4 * 2**20, scratch(16)))
+    assert scratch(10_000) >= scratch(16)

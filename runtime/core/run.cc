@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs a kernel over parts of its work: first the activations of all rows, then the row tiles.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/bcq_core.h"
@@ -9,23 +10,39 @@
 namespace bcq {
 namespace {
 
-// Handing a part to another thread costs some microseconds; below this many bytes of weights (times a few rows of
-// activations) a part is not worth it. More parts than threads even out a busy machine.
+// Figures and their measurement: docs/decisions/0009-weights-in-memory.md.
+
+// A fork and join of ONNX Runtime's pool costs 2 to 3 us, in which a thread reads 32 KB of codes at one row of
+// activations: twice that is worth two parts. More parts than threads even out a busy machine.
 constexpr int64_t kBytesPerPart = 64 * 1024;
 constexpr int64_t kMostParts = 32;
+// Several rows of activations are looked up over a few tiles at once, before the next inputs: parts keep so many.
+constexpr int64_t kTilesPerPart = 4;
 
-// Rows of activations that are prepared together: scratch stays small whatever M is, and codes are read once a panel.
+// Rows of activations that are prepared together, at most: then codes are read once a panel and scratch is small. Fewer
+// where scratch would outgrow the caches, but whole sets of the rows that kernels compute at once.
 constexpr int64_t kPanelRows = 64;
+constexpr int64_t kRowSet = 16;
+constexpr size_t kPanelBytes = size_t(4) << 20;
 
 int64_t tiles(const MatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
 
 size_t parts_for(double bytes, int64_t units) {
-  const double wanted = std::min(double(std::min(units, kMostParts)), bytes / double(kBytesPerPart));
-  return wanted < 2 ? 1 : size_t(wanted);
+  const double most = double(std::max<int64_t>(1, std::min(units, kMostParts)));
+  return size_t(std::min(most, std::ceil(bytes / double(kBytesPerPart))));
 }
 
 size_t matmul_parts(const MatMulProblem& p) {
-  return parts_for(double(p.N) * double(p.K) * p.bits / 8 * double(p.M), tiles(p));
+  const int64_t units = p.M == 1 ? tiles(p) : tiles(p) / kTilesPerPart;
+  return parts_for(double(p.N) * double(p.K) * p.bits / 8 * double(p.M), units);
+}
+
+int64_t panel_rows(const MatMulProblem& p, const MatMulKernel& kernel) {
+  if (kernel.scratch_bytes == nullptr || p.M <= kRowSet) return kPanelRows;
+  MatMulProblem row = p;
+  row.M = 1;
+  const int64_t fitting = int64_t(kPanelBytes / std::max(kernel.scratch_bytes(row), size_t(1)));
+  return std::min(kPanelRows, std::max(kRowSet, fitting / kRowSet * kRowSet));
 }
 
 struct Range {
@@ -98,11 +115,11 @@ void order_lines(const MatMulProblem& p, const MatMulKernel& kernel, uint32_t* t
   for (int64_t line = 0; line < lines; ++line) kernel.order_line(p.codes + line * kTileRows, to + line * kTileRows);
 }
 
-// The rows [begin, begin + kPanelRows) of a problem, or as many as there are.
-MatMulProblem panel_of(const MatMulProblem& p, int64_t begin) {
+// The rows [begin, begin + rows) of a problem, or as many as there are.
+MatMulProblem panel_of(const MatMulProblem& p, int64_t begin, int64_t rows) {
   const size_t element = p.a_is_half ? sizeof(uint16_t) : sizeof(float);
   MatMulProblem panel = p;
-  panel.M = std::min(kPanelRows, p.M - begin);
+  panel.M = std::min(rows, p.M - begin);
   panel.a = static_cast<const uint8_t*>(p.a) + size_t(begin) * size_t(p.a_stride) * element;
   panel.y = static_cast<uint8_t*>(p.y) + size_t(begin) * size_t(p.y_stride) * element;
   return panel;
@@ -130,7 +147,7 @@ size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* nam
       name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
   if (kernel == nullptr || kernel->scratch_bytes == nullptr) return 0;
   bcq::MatMulProblem panel = *problem;
-  panel.M = std::min(panel.M, bcq::kPanelRows);
+  panel.M = std::min(panel.M, bcq::panel_rows(*problem, *kernel));
   return kernel->scratch_bytes(panel);
 }
 
@@ -141,8 +158,9 @@ const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* 
   const char* error = bcq::refuse(kernel);
   if (error != nullptr) return error;
   if (kernel->supports != nullptr && !kernel->supports(*problem)) return "the kernel does not take this problem";
-  for (int64_t begin = 0; begin < problem->M; begin += bcq::kPanelRows) {
-    bcq::run_panel(bcq::panel_of(*problem, begin), *kernel, scratch, parts, parallel_for, pool);
+  const int64_t rows = bcq::panel_rows(*problem, *kernel);
+  for (int64_t begin = 0; begin < problem->M; begin += rows) {
+    bcq::run_panel(bcq::panel_of(*problem, begin, rows), *kernel, scratch, parts, parallel_for, pool);
   }
   return nullptr;
 }
