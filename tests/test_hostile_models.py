@@ -20,7 +20,7 @@ def test_there_are_at_least_two_hundred_malformed_models_and_no_two_share_a_name
     assert len({case.key for case in OURS}) == len(OURS)
 
 
-@pytest.mark.parametrize("group", [group for group in catalog.GENERATORS if group != "external data"])
+@pytest.mark.parametrize("group", catalog.GENERATORS)
 def test_no_model_crashes_hangs_is_accepted_or_is_refused_without_a_reason(group: str) -> None:
     verdicts = run_group(group, MODES[0], "quick")
     assert len(verdicts) >= 30

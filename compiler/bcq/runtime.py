@@ -15,6 +15,7 @@ from bcq.errors import BcqError, InputError, ResourceError
 from bcq.external import check_file
 from bcq.inside import check_unchanged, inner_file
 from bcq.integrity import require_files
+from bcq.library_check import check_contract, check_whole
 from bcq.model_check import check_model
 
 LIBRARY_NAME = "libbcq_ops.so"
@@ -110,10 +111,11 @@ def register_library(options: onnxruntime.SessionOptions) -> None:
     The library reads its configuration entries ``bcq.weights`` and ``bcq.profile`` now: set them before.
 
     Raises:
-        ResourceError: E603 when the library is missing, ONNX Runtime cannot load it, or an entry has a value
-            that the library does not know.
+        ResourceError: E603 when the library is missing, cut short or of another contract, ONNX Runtime cannot
+            load it, or an entry has a value that the library does not know.
     """
     path = library_path()
+    check_whole(path)
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:
@@ -122,6 +124,7 @@ def register_library(options: onnxruntime.SessionOptions) -> None:
             f"{path}: onnxruntime {onnxruntime.__version__} cannot use this library: {one_line(error)}",
             "If the text names no setting to change, reinstall the package on this machine.",
         ) from error
+    check_contract(path)
 
 
 def model_file(folder_or_file: str | Path) -> Path:

@@ -60,6 +60,7 @@ bool is_registered(const Calls& calls, OrtSessionOptions* options, const Setting
 void add_to(OrtSessionOptions* options, const OrtApi* api) {
   const char* isa_error = bcq_isa_error();
   if (isa_error != nullptr) throw Refusal{isa_error};
+  if (options == nullptr) throw Refusal{"session options: got none, expected some. Pass those of the session."};
   const Calls calls = calls_of(api);
   const Settings settings = read_settings(calls, options);
   if (is_registered(calls, options, settings)) return;
@@ -71,9 +72,10 @@ void add_to(OrtSessionOptions* options, const OrtApi* api) {
 // has no API at all gets it on stderr.
 OrtStatus* refuse_old_runtime(const OrtApiBase* base) {
   char reason[256];
+  const char* version = base == nullptr ? "none" : base->GetVersionString();
   std::snprintf(reason, sizeof reason,
-                "bcq: got ONNX Runtime %s, expected release 1.%d or newer (API %d). Update onnxruntime.",
-                base == nullptr ? "none" : base->GetVersionString(), int(contract::kOrtApiVersion),
+                "bcq: got ONNX Runtime %.60s, expected release 1.%d or newer (API %d). Update onnxruntime.",
+                version == nullptr ? "of an unknown release" : version, int(contract::kOrtApiVersion),
                 int(contract::kOrtApiVersion));
   const OrtApi* oldest = base == nullptr ? nullptr : base->GetApi(1);
   if (oldest == nullptr) {

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Broken libraries, old runtimes, odd environments, calls that fail: each is told, none ends the process."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bcq.library_check import check_contract, check_whole
+from bcq.runtime import library_path
+from hostile.faults import Fault, faults, run
+from native_builds import NATIVE, RUNTIME, compiler
+
+FAULTS = list(faults())
+
+
+def test_there_are_at_least_thirty_faults_and_no_two_share_a_name() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 30
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_told_clearly_or_changes_nothing(fault: Fault) -> None:
+    outcome, told = run(fault)
+    assert outcome == ("clear" if fault.words else "legal"), told
+
+
+def test_the_installed_library_is_whole_and_has_the_contract_of_this_package() -> None:
+    check_whole(library_path())
+    check_contract(library_path())
+
+
+def test_every_call_and_every_allocation_of_the_library_may_fail(tmp_path: Path) -> None:
+    """A stand-in for onnxruntime fails at each call in turn, and memory runs out at each allocation."""
+    program, library = tmp_path / "planned_failures", library_path()
+    sources = [str(NATIVE / name) for name in ("planned_failures.cc", "fake_ort.cc", "fake_node.cc")]
+    flags = ["-std=c++17", "-O0", f"-I{RUNTIME}", f"-I{NATIVE}", str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([compiler(), *sources, *flags, "-o", str(program)], check=True)
+    done = subprocess.run([program, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAULT" not in done.stdout
+    assert sum(int(line.split(": ")[1].split()[0]) for line in done.stdout.splitlines()) > 500
