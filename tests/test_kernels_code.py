@@ -36,11 +36,6 @@ class Rule:
     may_read: Callable[[Loop], bool] = lambda loop: False
 
 
-def reads_no_codes(loop: Loop) -> bool:
-    """Indexes of several rows of A are split before the loop: 16 vectors, on the stack by design."""
-    return not loop.uses("prefetch")
-
-
 def always(loop: Loop) -> bool:
     """Two factors for each of up to eight planes, loaded before the loop, cannot all stay in registers."""
     return True
@@ -49,7 +44,7 @@ def always(loop: Loop) -> bool:
 DECODING = ("vpand", "vpsll")  # once for all rows of A; its factors are read from where they lie
 RULES = {
     # clang 14 stores one average of T8 among the 283 instructions for four chunks.
-    "bcq_matmul/avx2.cc": Rule("vpshufb", may_read=reads_no_codes, known=1),
+    "bcq_matmul/avx2.cc": Rule("vpavgb", known=1),
     "bcq_matmul/avx512.cc": Rule("vpermb"),
     "bcq_matmul/avx2_exact.cc": Rule("vfmadd", without=DECODING),
     "bcq_matmul/avx512_exact.cc": Rule("vfmadd", without=DECODING),

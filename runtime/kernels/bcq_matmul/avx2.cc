@@ -2,6 +2,7 @@
 // BcqMatMul for AVX2: look-up tables of signed sums, read by vpshufb. T16 has 16-bit entries, read as a low and a high
 // byte, and is near-exact; T8 has 8-bit entries, the class of int8 activations.
 #include "kernels/bcq_matmul/avx2_many.h"
+#include "kernels/bcq_matmul/avx2_one.h"
 #include "kernels/bcq_matmul/lookup_prepare.h"
 
 namespace bcq {
@@ -67,10 +68,10 @@ void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_
 
 extern const MatMulKernel kMatMul_avx2_t16 = {
     "avx2_t16",  "avx2",         BCQ_CPU_AVX2, t16_supports, t16_scratch_bytes,
-    prepare_t16, run<OneT16, ManyT16>, order_line};
+    prepare_t16, run<OneT16, PairT16>, order_line};
 
 extern const MatMulKernel kMatMul_avx2_t8 = {
     "avx2_t8",  "avx2",       BCQ_CPU_AVX2, t8_supports, t8_scratch_bytes,
-    prepare_t8, run<OneT8, ManyT8>, order_line};
+    prepare_t8, run<OneT8, PairT8>, order_line};
 
 }  // namespace bcq

@@ -1,142 +1,148 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX2 look-ups for several rows of A, which share the indexes. Each row sees the same arithmetic as alone.
 //
-// One block of up to sixteen rows passes over some tiles before the next block comes: its tables (1 KB a row for T16)
-// stay in the first-level cache meanwhile, while the outputs of these tiles wait in memory.
+// Tiles go in pairs: a vector of tables is loaded once and read with the indexes of both, which vpshufb takes from
+// memory. One block of up to sixteen rows passes over a panel of tiles before the next block comes: its tables (1 KB a
+// row for T16) stay in the first-level cache meanwhile, while the outputs of the panel wait in memory.
 #pragma once
 
-#include "kernels/bcq_matmul/avx2_one.h"
+#include "kernels/bcq_matmul/avx2_pairs.h"
+#include "kernels/bcq_matmul/lookup_rows.h"
 
 namespace bcq {
 namespace {
 
-constexpr int64_t kPanelTiles = 16;
+constexpr int64_t kPanelPairs = 8;
 
-inline LineNibbles nibbles_of(const Line& bytes) { return {split(bytes.x), split(bytes.y)}; }
-
-// One block and plane of one tile for all rows of a set, whose look-ups are done.
-struct RowBlock {
-  const RowSet& set;
-  int64_t number;
-  int64_t chunks;
-  const uint16_t* alpha;
+// What the rows of a set have of one block.
+struct RowBlocks {
+  const uint8_t* tables[kRowsAtOnce];
+  float scales[kRowsAtOnce];
+  float sums[kRowsAtOnce];
+  int64_t count;
 };
 
-struct ManyT16 {
-  static constexpr Entries kEntries = kT16;
-
-  template <int chunks>
-  static void look_up(const LineNibbles* lines, const uint8_t* const* tables, int64_t count, Merged* merged) {
-    for (int64_t i = 0; i < count; ++i) {
-      merged[i] = look_up_block<chunks>(
-          OneLineTwoTables<FromBuffer>{{lines}, tables[i], tables[i] + kVectorTables, kT16.table_bytes});
-    }
+inline RowBlocks row_blocks(const LookupPlan& plan, const RowSet& set, const LookupBlock& block) {
+  RowBlocks rows;
+  rows.count = set.count;
+  for (int64_t i = 0; i < set.count; ++i) {
+    rows.tables[i] = first_table(plan, set.rows[i], block);
+    rows.scales[i] = set.rows[i].scale[block.number];
+    rows.sums[i] = set.rows[i].sum[block.number];
   }
+  return rows;
+}
 
-  __attribute__((noinline)) static void add(const RowBlock& b, const Merged* merged, float* y) {
-    const Sixteen alpha = sixteen_halves(b.alpha);
-    for (int64_t i = 0; i < b.set.count; ++i, y += kTileRows) {
-      Sixteen outputs = load(y);
-      add_scaled(outputs, alpha, b.set.rows[i].scale[b.number], sums_of_16_bits(merged[i], b.chunks));
-      store(y, outputs);
-    }
-  }
+// Sums of a block and plane for all rows of a set.
+template <typename Method>
+struct Trees {
+  Merged of[Method::kTrees][kRowsAtOnce];
 };
 
-// Two rows of A at once; an odd last one is looked up twice.
-struct ManyT8 {
-  static constexpr Entries kEntries = kT8;
+// Not inlined, nor is the next one: each needs all registers for its own vectors.
+template <size_t table_bytes, int chunks>
+__attribute__((noinline)) void look_up_rows(const PairIndexes* indexes, const RowBlocks& rows, size_t offset,
+                                            Merged* to) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    to[i] = look_up_block<chunks>(PairStreams<table_bytes>{indexes, rows.tables[i] + offset});
+  }
+}
 
-  template <int chunks>
-  static void look_up(const LineNibbles* lines, const uint8_t* const* tables, int64_t count, Merged* merged) {
-    for (int64_t i = 0; i < count; i += 2) {
-      const uint8_t* other = tables[i + 1 < count ? i + 1 : i];
-      *merged++ = look_up_block<chunks>(OneLineTwoTables<FromBuffer>{{lines}, tables[i], other, kT8.table_bytes});
+template <typename Method>
+__attribute__((noinline)) void add_rows(const Trees<Method>& trees, int64_t chunks, const RowBlocks& rows,
+                                        const PairFloats& alpha, PairFloats* y) {
+  const Merged* last = trees.of[Method::kTrees - 1];
+  for (int64_t i = 0; i < rows.count; ++i) {
+    y[i] = add_scaled(Method{}, y[i], alpha, rows.scales[i], trees.of[0][i], last[i], chunks);
+  }
+}
+
+inline void add_offsets(const RowBlocks& rows, const PairFloats& offset, PairFloats* y) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    for (int v = 0; v < 4; ++v) {
+      y[i].rows[v] = _mm256_fmadd_ps(offset.rows[v], _mm256_set1_ps(rows.sums[i]), y[i].rows[v]);
     }
-  }
-
-  __attribute__((noinline)) static void add(const RowBlock& b, const Merged* merged, float* y) {
-    const Sixteen alpha = sixteen_halves(b.alpha);
-    for (int64_t i = 0; i < b.set.count; i += 2) {
-      const WordSums words = word_sums(*merged++);
-      const WordSums sums = {without_bias(words.front, b.chunks), without_bias(words.back, b.chunks)};
-      add_row(b, i, alpha, stream_a(sums), y);
-      if (i + 1 < b.set.count) add_row(b, i + 1, alpha, stream_b(sums), y);
-    }
-  }
-
- private:
-  static void add_row(const RowBlock& b, int64_t i, const Sixteen& alpha, __m256i words, float* y) {
-    Sixteen outputs = load(y + i * kTileRows);
-    add_scaled(outputs, alpha, b.set.rows[i].scale[b.number] * kOver65536, sums_of_8_bits(words));
-    store(y + i * kTileRows, outputs);
-  }
-};
-
-inline void add_offsets(const RowSet& set, int64_t number, const uint16_t* values, float* y) {
-  const Sixteen offset = sixteen_halves(values);
-  for (int64_t i = 0; i < set.count; ++i, y += kTileRows) {
-    Sixteen outputs = load(y);
-    add_offset(outputs, offset, set.rows[i].sum[number]);
-    store(y, outputs);
   }
 }
 
 template <typename Method, typename Order, int chunks>
-inline void add_tile(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, const LookupBlock& block,
-                     int64_t tile, const uint8_t* const* tables, float* y) {
-  const uint32_t* line = first_line(p, plan, block, tile);
-  const int64_t cell = tile * plan.groups + block.group;
-  for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows) {
-    LineNibbles lines[chunks];
-    for (int c = 0; c < chunks; ++c) {
-      const uint32_t* at = line + c * p.bits * kTileRows;
-      _mm_prefetch(reinterpret_cast<const char*>(at + plan.chunks * p.bits * kTileRows), _MM_HINT_T0);  // next tile
-      lines[c] = nibbles_of(Order::load(at));
+void add_pair(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, const RowBlocks& rows,
+              const TilePair& tiles, PairFloats* y) {
+  const int64_t words = p.bits * kTileRows;
+  const int64_t ahead = 2 * plan.chunks * words;  // the next pair
+  const uint32_t* a = first_line(p, plan, block, tiles.a);
+  const uint32_t* b = first_line(p, plan, block, tiles.b);
+  for (int64_t plane = 0; plane < p.bits; ++plane, a += kTileRows, b += kTileRows) {
+    PairIndexes indexes[chunks];
+    for (int c = 0; c < chunks; ++c) indexes[c] = pair_indexes<Order>(a + c * words, b + c * words, ahead);
+    Trees<Method> trees;
+    for (int t = 0; t < Method::kTrees; ++t) {
+      look_up_rows<Method::kEntries.table_bytes, chunks>(indexes, rows, size_t(t) * kVectorTables, trees.of[t]);
     }
-    Merged merged[kRowsAtOnce];
-    Method::template look_up<chunks>(lines, tables, set.count, merged);
-    Method::add({set, block.number, chunks, plane_alpha(p, cell, plane)}, merged, y);
+    const PairFloats alpha = pair_halves(plane_alpha(p, tiles.a * plan.groups + block.group, plane),
+                                         plane_alpha(p, tiles.b * plan.groups + block.group, plane));
+    add_rows<Method>(trees, chunks, rows, alpha, y);
   }
-  if (p.offset) add_offsets(set, block.number, p.offset + cell * kTileRows, y);
+  if (p.offset) {
+    add_offsets(rows,
+                pair_halves(p.offset + (tiles.a * plan.groups + block.group) * kTileRows,
+                            p.offset + (tiles.b * plan.groups + block.group) * kTileRows),
+                y);
+  }
 }
+
+// The tiles [begin, end), in pairs; an odd last one is its own partner.
+struct Panel {
+  int64_t begin;
+  int64_t end;
+  int64_t pairs() const { return (end - begin + 1) / 2; }
+  TilePair pair(int64_t i) const {
+    const int64_t tile = begin + 2 * i;
+    return {tile, tile + 1 < end ? tile + 1 : tile};
+  }
+};
 
 template <typename Method, typename Order, int chunks>
 void add_block(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, const LookupBlock& block,
-               int64_t begin_tile, int64_t end_tile, float* y) {
-  const uint8_t* tables[kRowsAtOnce];
-  for (int64_t i = 0; i < set.count; ++i) tables[i] = first_table(plan, set.rows[i], block);
-  for (int64_t tile = begin_tile; tile < end_tile; ++tile, y += kRowsAtOnce * kTileRows) {
-    add_tile<Method, Order, chunks>(p, plan, set, block, tile, tables, y);
+               const Panel& panel, PairFloats* y) {
+  const RowBlocks rows = row_blocks(plan, set, block);
+  for (int64_t i = 0; i < panel.pairs(); ++i) {
+    add_pair<Method, Order, chunks>(p, plan, block, rows, panel.pair(i), y + i * kRowsAtOnce);
+  }
+}
+
+inline void store_panel(const MatMulProblem& p, const RowSet& set, const Panel& panel, const PairFloats* y) {
+  for (int64_t i = 0; i < panel.pairs(); ++i) {
+    const TilePair tiles = panel.pair(i);
+    for (int64_t r = 0; r < set.count; ++r) {
+      alignas(32) float rows[2 * kTileRows];
+      in_natural_order(y[i * kRowsAtOnce + r], rows);
+      store_tile(p, set.numbers[r], tiles.a, rows, *set.rows[r].out);
+      if (tiles.b != tiles.a) store_tile(p, set.numbers[r], tiles.b, rows + kTileRows, *set.rows[r].out);
+    }
   }
 }
 
 template <typename Method, typename Order>
-void panel_for_many(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t begin, int64_t end,
-                    float* y) {
-  for (int64_t i = 0; i < (end - begin) * kRowsAtOnce; ++i) store(y + i * kTileRows, Sixteen{});
+void run_panel(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, const Panel& panel) {
+  PairFloats y[kPanelPairs * kRowsAtOnce];
+  for (int64_t i = 0; i < panel.pairs() * kRowsAtOnce; ++i) y[i] = PairFloats{};
   for_each_block(plan, [&](const LookupBlock& block) {
     switch (block.chunks) {
-      case 4: return add_block<Method, Order, 4>(p, plan, set, block, begin, end, y);
-      case 3: return add_block<Method, Order, 3>(p, plan, set, block, begin, end, y);
-      case 2: return add_block<Method, Order, 2>(p, plan, set, block, begin, end, y);
-      default: return add_block<Method, Order, 1>(p, plan, set, block, begin, end, y);
+      case 4: return add_block<Method, Order, 4>(p, plan, set, block, panel, y);
+      case 3: return add_block<Method, Order, 3>(p, plan, set, block, panel, y);
+      case 2: return add_block<Method, Order, 2>(p, plan, set, block, panel, y);
+      default: return add_block<Method, Order, 1>(p, plan, set, block, panel, y);
     }
   });
+  store_panel(p, set, panel, y);
 }
 
 template <typename Method, typename Order>
 void run_many(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t begin_tile, int64_t end_tile) {
-  alignas(64) float y[kPanelTiles * kRowsAtOnce * kTileRows];
-  for (int64_t begin = begin_tile; begin < end_tile; begin += kPanelTiles) {
-    const int64_t end = end_tile - begin < kPanelTiles ? end_tile : begin + kPanelTiles;
-    panel_for_many<Method, Order>(p, plan, set, begin, end, y);
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const float* outputs = y + (tile - begin) * kRowsAtOnce * kTileRows;
-      for (int64_t i = 0; i < set.count; ++i) {
-        store_tile(p, set.numbers[i], tile, outputs + i * kTileRows, *set.rows[i].out);
-      }
-    }
+  for (int64_t begin = begin_tile; begin < end_tile; begin += 2 * kPanelPairs) {
+    const int64_t end = end_tile - begin < 2 * kPanelPairs ? end_tile : begin + 2 * kPanelPairs;
+    run_panel<Method, Order>(p, plan, set, {begin, end});
   }
 }
 

@@ -6,7 +6,7 @@
 // sum = 32 * average - ((32 * average - sum) mod 256). Two cheap instructions a look-up, and none on a shuffle port.
 //
 // Look-ups come in two streams, A and B, whose trees are merged into one vector: the low and the high bytes of 16-bit
-// entries (T16), or the entries of two rows of A or two tiles (T8).
+// entries (T16), or two tiles that share their tables.
 #pragma once
 
 #include <immintrin.h>
@@ -59,7 +59,7 @@ struct OneLineTwoTables {
   const uint8_t* b;
   int64_t stride;  // from a chunk's tables to the next one's
 
-  Two averages(int chunk, Two& sums) const {
+  [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
     auto&& line = source.line(chunk);
     const int64_t at = chunk * stride;
     const Two x = both(Source::x(line), at, sums);
@@ -81,7 +81,7 @@ struct TwoLinesOneTable {
   const uint8_t* table;
   int64_t stride;
 
-  Two averages(int chunk, Two& sums) const {
+  [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
     const uint8_t* at = table + chunk * stride;
     const __m256i first = one(source_a, chunk, at, sums.a);
     return {first, one(source_b, chunk, at, sums.b)};
@@ -112,7 +112,7 @@ inline Merged merge(const Two& averages, const Two& sums) {
 }
 
 template <int chunks, typename Streams>
-inline Merged look_up_block(const Streams& streams) {
+[[gnu::always_inline]] inline Merged look_up_block(const Streams& streams) {
   const __m256i zero = _mm256_setzero_si256();
   const Two none = {zero, zero};
   Two sums = none;
@@ -127,7 +127,7 @@ inline Merged look_up_block(const Streams& streams) {
   return merge(average(front, back), sums);
 }
 
-// Exact sums of bytes as 16-bit integers, rows in the order of a line: lanes are A | B of the rows' first and last eight.
+// Exact sums of bytes as 16-bit integers: stream A | stream B of the first and of the last eight rows of a line.
 struct WordSums {
   __m256i front;
   __m256i back;
