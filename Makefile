@@ -12,7 +12,7 @@ WORKERS ?= auto
 .PHONY: help setup build test lint format bench bench-full clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from bcq.bench import measure, plan
 from bcq.bench.bandwidth import ReadBandwidth
 from bcq.bench.cost_table import CostTable
 from bcq.bench.interrupt import TERMINATED
+from bcq.bench.scratch import scratch_folder
 from bcq.cli import main, parser
 from bcq.commands.bench import chosen_plan
 
@@ -114,12 +117,13 @@ def test_markdown_is_the_table_alone_and_json_one_object(bench: Run) -> None:
     assert {m["contender"] for m in data["measurements"]} >= {"BcqMatMul q=3 g=128"}
 
 
-def test_goals_are_judged(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_goals_are_judged(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "COLD_BYTES", 20_000)
-    goals = ("--goals", "--shapes", "48x96", "--rounds", "1")
+    goals = ("--goals", "--shapes", "48x96", "--rounds", "1", "--output", tmp_path / "out")
     data = json.loads(bench(*goals, "--json")[1])
     assert {goal["bits"] for goal in data["goals"]} == {2, 3, 4}
     assert all(goal["measured"] for goal in data["goals"] if "ggml" not in goal["against"])
+    assert (tmp_path / "out" / "goals.md").read_text().startswith("## Goals")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,30 @@ def test_too_little_disk_is_refused_before_anything_is_written(
     assert "TMPDIR" in err
 
 
+def test_a_signal_in_the_middle_of_making_or_removing_a_folder_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make, remove = Path.mkdir, shutil.rmtree
+
+    def interrupted_make(path: Path, mode: int) -> None:
+        make(path, mode)
+        raise KeyboardInterrupt
+
+    def interrupted_remove(path: Path, ignore_errors: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)  # the second try is left alone
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", interrupted_make)
+        with pytest.raises(KeyboardInterrupt), scratch_folder():
+            pass
+    monkeypatch.setattr(shutil, "rmtree", interrupted_remove)
+    with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, 130)])
 def test_a_signal_leaves_no_folder_behind(tmp_path: Path, number: int, code: int) -> None:
     words = ["--shapes", "48x96", "--weights", "hot", "--peers", "none", "--rounds", "1000000"]
@@ -171,7 +199,7 @@ def test_a_signal_leaves_no_folder_behind(tmp_path: Path, number: int, code: int
     )
     try:
         for _ in range(600):
-            if list(tmp_path.glob("bcq-bench-*/model.onnx")):
+            if list(tmp_path.glob("bcq-bench-*/*/model.onnx")):
                 break
             time.sleep(0.1)
         else:

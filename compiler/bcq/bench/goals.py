@@ -10,7 +10,7 @@ from typing import Any
 from bcq import report
 from bcq.bench.plan import BATCH
 from bcq.bench.result import BenchResult, Measurement, fastest
-from bcq.bench.tables import to_table
+from bcq.bench.tables import to_machine, to_table
 
 FOUR_BIT = "MatMulNBits 4-bit b=128"
 Group = list[Measurement]
@@ -160,7 +160,15 @@ def _row(goal: Goal) -> list[str]:
     return [goal.what, str(goal.bits), goal.arithmetic, goal.against, shown[0], measured, verdict]
 
 
+def to_page(goals: list[Goal], result: BenchResult) -> str:
+    """A Markdown section: where it was measured, the table, and how many are reached."""
+    return f"## Goals\n\n{to_machine(result)}\n\n{to_markdown(goals)}\n\n{_count(goals)}"
+
+
 def to_text(goals: list[Goal], result: BenchResult) -> str:
     """The goals after everything that was measured."""
-    reached = sum(goal.reached for goal in goals)
-    return f"{to_table(result)}\n\n{to_markdown(goals)}\n\n{reached} of {len(goals)} goals reached"
+    return f"{to_table(result)}\n\n{to_markdown(goals)}\n\n{_count(goals)}"
+
+
+def _count(goals: list[Goal]) -> str:
+    return f"{sum(goal.reached for goal in goals)} of {len(goals)} goals reached."

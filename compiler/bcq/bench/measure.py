@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from bcq.bench.machine import machine
 from bcq.bench.plan import Plan, Problem
 from bcq.bench.result import BenchResult, Measurement
 from bcq.bench.roster import roster
+from bcq.bench.scratch import scratch_folder
 from bcq.errors import ParityFailure, UsageError
 from bcq.progress import SILENT, Progress
 from bcq.runtime import one_line
@@ -137,12 +137,13 @@ def _models(
     contenders: Sequence[Contender], cold: bool, a: dict[int, Float32], absent: dict[str, str]
 ) -> Iterator[list[_Entry]]:
     """Models in folders of their own, which go with them."""
-    with ExitStack() as folders:
+    with scratch_folder() as root:
         entries = []
-        for contender in contenders:
-            folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="bcq-bench-"))
+        for i, contender in enumerate(contenders):
+            folder = root / str(i)
+            folder.mkdir()
             try:
-                entries.append(_Entry(contender, cold, a, Path(folder)))
+                entries.append(_Entry(contender, cold, a, folder))
             except Exception as error:  # a peer's library may raise anything
                 _leave_out(contender, error, absent)
         yield entries

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from bcq.bench.contenders import bcq, dense, nbits
 from bcq.bench.ggml_peer import ggml
 from bcq.bench.openvino_peer import openvino_int4
 from bcq.bench.plan import Plan
+from bcq.bench.scratch import scratch_folder
 from bcq.bench.torch_peer import torch_int8
 from bcq.runtime import one_line
 
@@ -114,8 +113,8 @@ def lut_is_used() -> bool:
     outputs = []
     for lut in (False, True):
         contender = nbits(size, size, 2, lut=lut)
-        with tempfile.TemporaryDirectory(prefix="bcq-bench-") as folder:
-            model = contender.prepare([contender.draw(np.random.default_rng(1))], Path(folder))
+        with scratch_folder() as folder:
+            model = contender.prepare([contender.draw(np.random.default_rng(1))], folder)
             session = model.session(a, 1)
             session.run()
             outputs.append(session.output(0).copy())

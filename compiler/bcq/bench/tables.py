@@ -21,13 +21,24 @@ the same rounds."""
 
 
 def to_table(result: BenchResult) -> str:
-    """All measurements as plain text, one block a problem, then who was absent, then the ratios."""
-    lines = [_machine(result)]
+    """All measurements as plain text, who was absent, then the ratios."""
+    return "\n".join([to_figures(result), "", to_markdown(result), "", LEGEND])
+
+
+def to_figures(result: BenchResult) -> str:
+    """All measurements as plain text, one block a problem, then who was absent."""
+    lines = [to_machine(result)]
     for group in result.by_problem():
         lines += ["", _title(group[0]), _HEADER, *(_line(m) for m in group)]
     if result.absent:
         lines += ["", "absent:", *(f"  {name}: {reason}" for name, reason in result.absent.items())]
-    return "\n".join([*lines, "", to_markdown(result), "", LEGEND])
+    return "\n".join(lines)
+
+
+def to_page(result: BenchResult) -> str:
+    """A Markdown page of everything."""
+    ratios = ["## Ratios of medians", "", to_markdown(result), "", LEGEND]
+    return "\n".join([*ratios, "", "## All figures", "", "```", to_figures(result), "```"])
 
 
 def to_markdown(result: BenchResult) -> str:
@@ -66,7 +77,7 @@ def _ours(m: Measurement) -> list[str]:
         str(m.threads),
         "memory" if m.cold else "cache",
         str(m.bits),
-        f"{kind} resident" if m.contender.endswith(" resident") else kind,
+        f"{kind} {m.contender.split()[-1]}" if m.contender.endswith(("mapped", "resident")) else kind,
         f"{m.microseconds:.0f}",
         f"{m.share:.0%}" if m.cold else "",
     ]
@@ -88,7 +99,8 @@ def short_name(peer: Measurement) -> str:
     return name.replace("ggml ", "").split()[0]
 
 
-def _machine(result: BenchResult) -> str:
+def to_machine(result: BenchResult) -> str:
+    """One line: processor, versions, date."""
     m = result.machine
     return (
         f"{m['cpu']}, {m['cores']} cores, {m['isa']}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, "

@@ -149,7 +149,7 @@ def chosen_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.quick:
         choices["rounds"] = plan.QUICK_ROUNDS
     if arguments.goals:
-        choices["arithmetics"] = ("near-exact", "int8")
+        choices |= {"arithmetics": ("near-exact", "int8"), "rounds": plan.GOAL_ROUNDS}
     choices |= {name: given[name] for name in ("group_size", "peers", "rounds") if name in given}
     if "bits" in given:
         choices["bits"] = tuple(dict.fromkeys(given["bits"]))
@@ -183,7 +183,7 @@ def _problems(arguments: argparse.Namespace, shapes: list[tuple[int, int]]) -> t
 
 def _write(arguments: argparse.Namespace, result: BenchResult) -> None:
     """The files that were asked for."""
-    from bcq.bench import costs, figure, tables
+    from bcq.bench import costs, figure, goals, tables
 
     first = figure.shapes(result)[0]
     if arguments.svg:
@@ -193,9 +193,12 @@ def _write(arguments: argparse.Namespace, result: BenchResult) -> None:
     if arguments.output:
         folder = arguments.output
         folder.mkdir(exist_ok=True)
-        texts = (json.dumps(result.to_json(), indent=1), tables.to_markdown(result), tables.to_table(result))
+        texts = (json.dumps(result.to_json(), indent=1), tables.to_page(result), tables.to_table(result))
         for name, text in zip(OWN_FILES, texts, strict=True):
             (folder / name).write_text(text + "\n", encoding="utf-8")
+        if arguments.goals:
+            page = goals.to_page(goals.judge(result), result)
+            (folder / "goals.md").write_text(page + "\n", encoding="utf-8")
         for rows, inputs in figure.shapes(result):
             picture = figure.figure(result, (rows, inputs))
             (folder / f"{rows}x{inputs}.svg").write_text(picture, encoding="utf-8")
@@ -212,7 +215,7 @@ def _print(arguments: argparse.Namespace, result: BenchResult) -> None:
         emit(
             arguments,
             data,
-            goals.to_markdown(judged) if arguments.markdown else goals.to_text(judged, result),
+            goals.to_page(judged, result) if arguments.markdown else goals.to_text(judged, result),
         )
         return
     emit(arguments, data, markdown(result) if arguments.markdown else table(result))
