@@ -93,11 +93,11 @@ def child(verb: str, source: str, output: str, method: str) -> None:
         torch.onnx  # noqa: B018 - lazily imported parts count as imports
         transformers.GPT2LMHeadModel  # noqa: B018
     began = time.monotonic()
-    options = QuantizeOptions(bits=3, method=method)
+    options = QuantizeOptions(bits=3, method=method) if method else None
     if verb == "quantize":
         quantize(Path(source), Path(output), options)
     elif verb == "export":
-        export(Path(source), Path(output), options if method else None)
+        export(Path(source), Path(output), options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "seconds": round(time.monotonic() - began, 1)}))
 

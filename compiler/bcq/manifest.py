@@ -16,6 +16,7 @@ from bcq.errors import InputError
 
 NAME = "MANIFEST.json"
 _PACKAGES = ("onnx-bcq", "numpy", "onnx", "onnx-ir", "onnxruntime", "safetensors", "torch", "transformers")
+_OWN_HASH = "manifest_sha256"
 _BLOCK_BYTES = 1 << 20
 
 
@@ -36,19 +37,21 @@ def write_manifest(folder: Path, command: Sequence[str], seed: int) -> None:
             name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in _files(folder)
         },
     }
-    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / NAME).write_text(_text(content), encoding="utf-8")
 
 
 def check_manifest(folder: Path) -> list[str]:
     """Compares a folder with its manifest.
 
     Returns:
-        One sentence for each file that is missing or differs; empty when all are as written.
+        One sentence for each file that is missing or differs, the manifest included; empty when all are as
+        written.
 
     Raises:
         InputError: E101 without a manifest, E103 when it cannot be read.
     """
-    files = _read(folder)["files"]
+    content = _read(folder)
+    files = content["files"]
     present = dict(_files(folder))
     faults = []
     for name, expected in files.items():
@@ -58,6 +61,8 @@ def check_manifest(folder: Path) -> list[str]:
             faults.append(f"{name} has {present[name].stat().st_size} bytes, expected {expected['bytes']}.")
         elif file_hash(present[name]) != expected["sha256"]:
             faults.append(f"{name} has other content than when it was written.")
+    if (folder / NAME).read_bytes() != _text(content).encode("utf-8"):
+        faults.append(f"{NAME} has other content than when it was written.")
     return faults
 
 
@@ -90,6 +95,13 @@ def file_hash(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _text(content: dict[str, Any]) -> str:
+    """The manifest's text, which ends with a hash of all that it says before."""
+    said = {name: value for name, value in content.items() if name != _OWN_HASH}
+    own = hashlib.sha256(json.dumps(said, indent=2).encode("utf-8")).hexdigest()
+    return json.dumps({**said, _OWN_HASH: own}, indent=2) + "\n"
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
