@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ NATIVE = Path(__file__).parent / "native"
 KERNELS = RUNTIME / "kernels" / "bcq_matmul"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni")
+BUILD_SECONDS = 300
 COMMON = ("-std=c++17", "-O3", "-DNDEBUG", "-DBCQ_ARCH_X86=1", "-fPIC", f"-I{RUNTIME}")
 
 
@@ -40,9 +43,37 @@ def compile_object(source: Path, target: Path, flags: tuple[str, ...], with_comp
 
 
 def emulated_library(folder: Path) -> Path:
-    """A library whose AVX-512 kernels run on any CPU with AVX2, by SIMDe; skips where SIMDe is missing."""
+    """A library whose AVX-512 kernels run on any CPU with AVX2, by SIMDe; skips where SIMDe is missing.
+
+    Args:
+        folder: a test's own folder. The library is built once, beside the folders of all workers of the run.
+    """
     if not Path("/usr/include/simde/x86/avx512.h").is_file():
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+    compiler()
+    shared = folder.parents["PYTEST_XDIST_WORKER" in os.environ] / "emulated_library"
+    library = shared / "libbcq_emulated.so"
+    try:
+        shared.mkdir()
+    except FileExistsError:  # another module or worker builds it, or has done so
+        for _ in range(BUILD_SECONDS):
+            if library.exists():
+                return library
+            if (shared / "failed").exists():
+                break
+            time.sleep(1)
+        pytest.fail("the emulated library was not built, see the test that tried")
+    try:
+        link_emulated(shared / "whole.so", shared)
+    except subprocess.CalledProcessError:
+        (shared / "failed").touch()
+        raise
+    (shared / "whole.so").rename(library)
+    return library
+
+
+def link_emulated(library: Path, folder: Path) -> None:
+    """Compiles every kernel and what calls them into one library."""
     replaced = {"cpu.cc", "contract_text.cc", "validate.cc"}  # by every_cpu.cc, or not needed
     core = [source for source in (RUNTIME / "core").glob("*.cc") if source.name not in replaced]
     sources = [*(RUNTIME / "kernels").glob("*/*.cc"), *core, NATIVE / "every_cpu.cc"]
@@ -53,6 +84,4 @@ def emulated_library(folder: Path) -> Path:
             flags = (*AVX2, "-include", str(NATIVE / "avx512_emulated.h"))
         quick = (*flags, "-O1", "-Wno-psabi")  # SIMDe takes long to optimize
         parts.append(compile_object(source, folder / f"{number}.o", quick))
-    library = folder / "libbcq_emulated.so"
     subprocess.run([compiler(), "-shared", *map(str, parts), "-o", str(library)], check=True)
-    return library
