@@ -13,7 +13,7 @@ from bcq import contract
 from bcq.bcq import BcqWeight, ceil_div
 from bcq.core import Core
 from bcq.packing import pack
-from native_builds import emulated_library
+from kernel_copies import build
 from nodes import Array, activations, magnitudes, product, random_weight
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 kernels")
@@ -37,10 +37,8 @@ SIZES = [
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Core:
-    library = emulated_library(tmp_path_factory.mktemp("emulated"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BCQ_LIBRARY", str(library))
-        return Core.load()
+    files = ("bcq_matmul/avx2_exact.cc", "bcq_matmul/avx512_exact.cc")
+    return build(tmp_path_factory.mktemp("emulated"), files)
 
 
 def run(core: Core, kernel: str, a: Array, weight: BcqWeight, parts: int = 0) -> Array:
