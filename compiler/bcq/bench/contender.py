@@ -69,7 +69,7 @@ class Contender:
         prepare: takes copies and an empty folder and makes a model of them.
         kernel: the name of our kernel, or an empty string.
         group_size: of ours; 0 for peers.
-        settle: seconds to wait after its turn, for a library whose idle threads spin for a while.
+        spins: whether its idle threads spin for a while after any run.
         slow: it takes part only with one token and cached weights.
     """
 
@@ -81,7 +81,7 @@ class Contender:
     prepare: Callable[[list[Weights], Path], Model]
     kernel: str = ""
     group_size: int = 0
-    settle: float = 0.0
+    spins: bool = False
     slow: bool = False
 
     @property

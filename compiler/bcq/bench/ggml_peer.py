@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bcq.bench.contender import Contender, Float32, Weights
 
-SETTLE = 0.003  # idle OpenMP threads spin for about a millisecond
 FLOAT = 0  # GGML_TYPE_F32
 REPACKED_ROWS = 8  # rows that ggml's repacked kernels compute side by side
 _FUNCTIONS = {  # name: (result, arguments)
@@ -100,7 +99,7 @@ def ggml(name: str, rows: int, inputs: int) -> Contender:
     def prepare(copies: list[Weights], folder: Path) -> GgmlModel:
         return GgmlModel(library, kind, copies, rows, inputs)
 
-    return Contender(f"ggml {name}", "ggml", kind.bits, "int8", draw, prepare, settle=SETTLE)
+    return Contender(f"ggml {name}", "ggml", kind.bits, "int8", draw, prepare, spins=True)
 
 
 def random_blocks(random: np.random.Generator, kind: Kind, count: int) -> NDArray[np.uint8]:

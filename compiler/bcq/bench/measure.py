@@ -30,6 +30,7 @@ WARM_UP = 2
 SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
 MOST_REPEATS = 64
 CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
+SETTLE = 0.003  # seconds in which threads of a contender that has had its turn stop spinning
 MICRO = 1e6
 
 
@@ -167,7 +168,9 @@ class _Runner:
         begin = time.perf_counter()
         self._session.run()
         lasted = max(time.perf_counter() - begin, 1e-6)
-        self._repeats = 1 if problem.cold else min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / lasted))
+        self._hot = not problem.cold
+        self._repeats = min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / lasted)) if self._hot else 1
+        self._settle = SETTLE if problem.threads > 1 and (self._hot or entry.contender.spins) else 0.0
         self.times: list[float] = []
 
     def _check(self, tokens: int) -> float:
@@ -186,12 +189,13 @@ class _Runner:
     def round(self) -> float:
         """Microseconds of one product."""
         run = self._session.run
+        if self._hot:
+            run()  # the others' weights have been in the caches since
         begin = time.perf_counter()
         for _ in range(self._repeats):
             run()
         elapsed = time.perf_counter() - begin
-        if self.entry.contender.settle:
-            time.sleep(self.entry.contender.settle)
+        time.sleep(self._settle)
         return elapsed * MICRO / (self._repeats * self.entry.copies)
 
 

@@ -111,8 +111,10 @@ class OrtSession:
     def __init__(self, model: OrtModel, a: Float32, threads: int) -> None:
         options = default_options()
         options.intra_op_num_threads = threads
-        # Idle threads of a session must not spin while another contender is timed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if model.copies > 1:
+            # Its threads have many products in a run; between runs they must not spin while others are timed.
+            # A session of one product is run again and again, and its threads keep spinning as in a model.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         for key, value in model.config.items():
             options.add_session_config_entry(key, value)
         register_library(options)

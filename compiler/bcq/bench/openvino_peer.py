@@ -12,8 +12,6 @@ import numpy as np
 from bcq.bcq import ceil_div
 from bcq.bench.contender import Contender, Float32, Weights
 
-SETTLE = 0.003  # its idle threads spin for a while
-
 
 def openvino_int4(rows: int, inputs: int, group: int = 128) -> Contender:
     """Symmetric 4-bit weights with one float16 scale per group, as NNCF writes them; int8 activations.
@@ -40,7 +38,7 @@ def openvino_int4(rows: int, inputs: int, group: int = 128) -> Contender:
     def prepare(copies: list[Weights], folder: Path) -> OpenVinoModel:
         return OpenVinoModel(copies, rows, inputs, group)
 
-    return Contender(f"OpenVINO 4-bit g={group}", "openvino", 4, "int8", draw, prepare, settle=SETTLE)
+    return Contender(f"OpenVINO 4-bit g={group}", "openvino", 4, "int8", draw, prepare, spins=True)
 
 
 class OpenVinoModel:

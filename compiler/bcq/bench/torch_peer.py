@@ -11,8 +11,6 @@ import numpy as np
 
 from bcq.bench.contender import Contender, Float32, Weights
 
-SETTLE = 0.003  # idle OpenMP threads spin for about a millisecond
-
 
 def torch_int8(rows: int, inputs: int) -> Contender:
     """``torch.ops.quantized.linear_dynamic`` with one scale per output.
@@ -31,7 +29,7 @@ def torch_int8(rows: int, inputs: int) -> Contender:
         scales = random.uniform(0.5, 1.0, rows).astype(np.float32) * np.float32(1e-3)
         return Weights({"codes": codes, "scales": scales}, lambda: codes.astype(np.float32) * scales[:, None])
 
-    return Contender("torch int8 dynamic", "torch", 8, "int8", draw, TorchModel, settle=SETTLE)
+    return Contender("torch int8 dynamic", "torch", 8, "int8", draw, TorchModel, spins=True)
 
 
 class TorchModel:
