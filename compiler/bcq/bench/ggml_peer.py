@@ -17,7 +17,7 @@ from bcq.bench.contender import Contender, Float32, Weights
 
 FLOAT = 0  # GGML_TYPE_F32
 REPACKED_ROWS = 8  # rows that ggml's repacked kernels compute side by side
-_FUNCTIONS = {  # name: (result, arguments)
+_FUNCTIONS = {  # result, then arguments: v void, p pointer, P parameters, i int, l int64, b bool, s text
     "ggml_init": "pP",
     "ggml_new_tensor_2d": "ppill",
     "ggml_mul_mat": "pppp",
