@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bcq.passes.carry_functions import carry_functions
 from bcq.passes.constant_targets import constant_targets
+from bcq.passes.divide_by_root import divide_by_root
 from bcq.passes.drop_identities import drop_identities
 from bcq.passes.find_matrices import find_matrices
 from bcq.passes.fuse_shared_input import fuse_shared_input
@@ -69,6 +70,7 @@ TIDY: Pipeline = (  # fewer small nodes, the same values
     constant_targets,
     share_constants,
     share_nodes,
+    divide_by_root,
 )
 FUSE: Pipeline = (fuse_shared_input, merge_biases)
 SPLIT: Pipeline = (sink_scalars, sink_split, drop_identities, share_constants, sweep_unread)
