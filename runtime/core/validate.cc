@@ -167,11 +167,15 @@ std::string check_activation(const Attributes& a, Shape shape) {
 int64_t checked_product(const int64_t* dims, size_t count, int64_t bytes) {
   int64_t product = 1;
   int64_t total = bytes;
+  bool empty = false, overflows = false;
   for (size_t i = 0; i < count; ++i) {
-    if (dims[i] < 0 || __builtin_mul_overflow(product, dims[i], &product)) return -1;
-    if (__builtin_mul_overflow(total, dims[i], &total)) return -1;
+    if (dims[i] < 0) return -1;
+    empty = empty || dims[i] == 0;
+    overflows = overflows || __builtin_mul_overflow(product, dims[i], &product) ||
+                __builtin_mul_overflow(total, dims[i], &total);
   }
-  return product;
+  if (empty) return 0;  // whatever the others are
+  return overflows ? -1 : product;
 }
 
 }  // namespace bcq

@@ -62,6 +62,11 @@ def judge(fault: Fault, folder: Path) -> tuple[str, str]:
     return ("clear" if all(word in told for word in fault.words) else "opaque"), told
 
 
+def needs_limits(fault: Fault) -> bool:
+    """Whether a fault limits the address space, which AddressSanitizer and ThreadSanitizer need for themselves."""
+    return fault.provoke is _no_memory
+
+
 def run(fault: Fault) -> tuple[str, str]:
     """The outcome of one fault in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="bcq fault é ") as folder:

@@ -65,6 +65,34 @@ void node_scenes(const std::string& name, const fake::Sizes& sizes, const std::s
   every_failure(name + ", factors fed", fake::fail_in, scene);
 }
 
+// Shapes and types that ONNX Runtime would not pass on are refused by the library all the same.
+void odd_input(const std::string& name, const fake::Sizes& sizes, size_t input, const std::string& word,
+               const std::function<void(bcq::ort::OrtValue&)>& change) {
+  bcq::ort::OrtSessionOptions options;
+  std::string why;
+  const bcq::ort::OrtCustomOp* op = fake::registered(sizes, options, why);
+  fake::Node node = fake::healthy(sizes, 1);
+  change(*node.inputs[input]);
+  const fake::Outcome outcome = fake::run(op, node, sizes);
+  if (outcome.failure.find(word) == std::string::npos) fault(name, int64_t(input), "got '" + outcome.failure + "'");
+}
+
+void odd_inputs(const std::string& name, const fake::Sizes& sizes) {
+  const auto of_type_int32 = [](bcq::ort::OrtValue& value) {
+    fake::resize(value, bcq::ort::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, value.shape.dims);
+  };
+  const auto of_rank_17 = [](bcq::ort::OrtValue& value) {
+    value.shape.dims.insert(value.shape.dims.begin(), 17 - value.shape.dims.size(), 1);
+  };
+  // Only a dishonest caller has these: the tensor is not as large as it says.
+  const auto huge = [](bcq::ort::OrtValue& value) {
+    value.shape.dims.insert(value.shape.dims.begin(), 2, int64_t(1) << 40);
+  };
+  for (size_t i = 1; i < 5; ++i) odd_input(name + " type", sizes, i, " type: got", of_type_int32);
+  odd_input(name + " rank", sizes, 0, "expected at most 16", of_rank_17);
+  odd_input(name + " overflow", sizes, 0, "overflows", huge);
+}
+
 // A profile of another name each time makes another registration; equal ones are made once and kept.
 void registration_scene(const std::string& folder) {
   int count = 0;
@@ -113,6 +141,7 @@ int main(int count, char** arguments) {
   node_scenes("matmul", sizes, "mapped");
   node_scenes("matmul resident", sizes, "resident");
   memory_scene("matmul memory", sizes);
+  odd_inputs("matmul", sizes);
   sizes.half = true;
   node_scenes("matmul float16", sizes, "");
   sizes.gather = true;
@@ -120,5 +149,11 @@ int main(int count, char** arguments) {
   sizes.half = false;
   node_scenes("gather", sizes, "");
   memory_scene("gather memory", sizes);
+  odd_inputs("gather", sizes);
+  // Large enough for more than one part, so that handing them to threads may fail too.
+  sizes.K = 2048, sizes.N = 1024, sizes.M = 40;
+  node_scenes("large gather", sizes, "");
+  sizes.gather = false, sizes.M = 2;
+  node_scenes("large matmul", sizes, "");
   return faults == 0 ? 0 : 1;
 }
