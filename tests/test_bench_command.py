@@ -140,6 +140,7 @@ def test_goals_are_judged(bench: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         ("--goals --tokens 4", "E202", "--goals has its own problems"),
         ("--goals --quick", "E202", "not allowed with"),
         ("--full --cost-table x.json", "E202", "--cost-table has its own plan"),
+        ("--cost-table x.json --residence mapped resident", "E202", "takes one --residence"),
         ("--svg none/such/a.svg", "E101", "is no folder"),
         ("--shapes 64x64", "E202", "--weights hot"),
     ],

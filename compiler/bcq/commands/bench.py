@@ -126,6 +126,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("E202", f"--goals has its own problems; got --{fixed[0]} too.", "Leave one out.")
     if arguments.cost_table and (arguments.goals or arguments.full):
         raise UsageError("E202", "--cost-table has its own plan; of the plans only --quick goes with it.")
+    if arguments.cost_table and len(set(getattr(arguments, "residence", ()))) > 1:
+        raise UsageError("E202", "--cost-table takes one --residence: a table has one time for a product.")
     for path in (arguments.svg, arguments.cost_table, arguments.output):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError("E101", f"{path}: {path.absolute().parent} is no folder.", "Make it first.")
