@@ -122,6 +122,39 @@ def test_the_largest_signed_sums_do_not_wrap(emulated: Core, kernel: str) -> Non
         assert np.abs(y - exact).max() <= 1e-6 * np.abs(exact).max()
 
 
+@KERNELS
+@pytest.mark.parametrize(("dtype", "powers"), [(np.float32, (-44, 38)), (np.float16, (-8, 5))])
+def test_the_bits_are_those_of_avx2_for_rows_of_any_magnitude(
+    emulated: Core, kernel: str, dtype: Any, powers: tuple[int, int]
+) -> None:
+    weight = pack(random_weight(60, 300, 3, 96, offset=True))
+    a = np.clip(activations(20, 300), -3, 3)  # finite after scaling
+    a *= 10.0 ** np.random.default_rng(5).integers(*powers, (20, 1)).astype(np.float32)
+    a[3] = 0.0
+    a[4, 100:] = 0.0  # blocks of zeros
+    a = a.astype(dtype)
+    assert np.isfinite(a).all()
+    names = (kernel, kernel.replace("avx512", "avx2"))
+    ours, theirs = (emulated.matmul(a, weight, kernel=name, accuracy_level=LEVELS[kernel]) for name in names)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+@KERNELS
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["alpha_1", "alpha_rest", "offset"])
+def test_a_poisoned_scaling_factor_reaches_its_own_output_and_no_other(
+    emulated: Core, kernel: str, poison: float, field: str
+) -> None:
+    packed = pack(random_weight(40, 300, 3, 64, offset=True))
+    a = activations(9, 300)
+    clean = emulated.matmul(a, packed, kernel=kernel, accuracy_level=LEVELS[kernel])
+    factors = getattr(packed, field)
+    factors[(1, 2, ..., 5) if field != "alpha_rest" else (1, 2, 0, 5)] = poison
+    y = emulated.matmul(a, packed, kernel=kernel, accuracy_level=LEVELS[kernel])
+    assert not np.isfinite(y[:, 21]).any()
+    assert np.delete(y, 21, axis=1).tobytes() == np.delete(clean, 21, axis=1).tobytes()
+
+
 def test_int8_tables_are_for_those_who_ask_for_them(emulated: Core) -> None:
     flags = {row.name: row.flags for row in emulated.kernels("BcqMatMul")}
     for kernel, level in LEVELS.items():
