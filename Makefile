@@ -7,9 +7,10 @@ PY := $(VENV)/bin/python
 # Tests and benches choose their own threads; libraries must not take every core behind their back.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
+FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full clean
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -41,6 +42,21 @@ bench: build ## the kernel table of the README, measured here: 5 minutes, result
 
 bench-full: build ## every shape, batch, class and peer: an hour, results in build/bench-full
 	$(PY) -m bcq.cli bench --full --output build/bench-full
+
+hostile: build ## broken models, libraries and environments: what becomes of each, here and in MatMulNBits
+	PYTHONPATH=tests $(PY) -m hostile.scoreboard --json build/hostile.json
+
+asan: $(PY) ## the runtime's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/sanitize.sh address,undefined
+
+ubsan: $(PY) ## the same under UndefinedBehaviorSanitizer alone
+	tools/sanitize.sh undefined
+
+fuzz: ## libFuzzer on nodes and kernels, FUZZ_SECONDS each; needs clang
+	tools/fuzz.sh $(FUZZ_SECONDS)
+
+coverage: $(PY) ## line coverage of validation and dispatch, at least 95 %
+	$(PY) tools/coverage.py
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

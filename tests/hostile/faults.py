@@ -63,7 +63,7 @@ def judge(fault: Fault, folder: Path) -> tuple[str, str]:
 
 
 def needs_limits(fault: Fault) -> bool:
-    """Whether a fault limits the address space, which AddressSanitizer and ThreadSanitizer need for themselves."""
+    """Whether a fault limits the address space, of which sanitizers reserve terabytes."""
     return fault.provoke is _no_memory
 
 

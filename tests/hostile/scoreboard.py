@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score of all hostile models: a table for people and JSON for programs.
+"""The score of all hostile models and faults: a table for people and JSON for programs.
 
 ``PYTHONPATH=tests python -m hostile.scoreboard [--json FILE] [--all]`` exits with 1 when one of ours is bad.
 """
@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hostile.catalog import GENERATORS
+from hostile.faults import faults, run
 from hostile.runner import MODES, Verdict, as_verdict
 
 OUTCOMES = ("crash", "hang", "accepted", "opaque", "clear", "legal")
@@ -46,16 +47,21 @@ def run_all(groups: list[str], workers: int) -> list[Verdict]:
         return [verdict for verdicts in found for verdict in verdicts]
 
 
+def run_faults() -> list[Verdict]:
+    """Faults of library, environment and runtime."""
+    return [Verdict(f"fault/{fault.name}", MODES[0], *run(fault)) for fault in faults()]
+
+
 def column(verdict: Verdict) -> str:
-    """Which column of the table a verdict counts in."""
+    """Which row of the table a verdict counts in."""
     op = verdict.case.split("/")[0]
     if not op.startswith("Bcq"):
-        return op
+        return "library faults" if op == "fault" else op
     return "bcq.session" if verdict.mode == MODES[0] else "onnxruntime + library"
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Counts of outcomes by column, then each family's bad ones."""
+    """Counts of outcomes by who was attacked."""
     counts = Counter((column(verdict), verdict.outcome) for verdict in verdicts)
     columns = list(dict.fromkeys(column(verdict) for verdict in verdicts))
     lines = ["| | " + " | ".join((*OUTCOMES, "cases")) + " |", "|---" + "|---:" * (len(OUTCOMES) + 1) + "|"]
@@ -67,7 +73,7 @@ def table(verdicts: list[Verdict]) -> str:
 
 def bad_ones(verdicts: list[Verdict]) -> list[Verdict]:
     """What must not be: any bad outcome of ours through `bcq.session`, any crash or hang of the library."""
-    ours = [verdict for verdict in verdicts if verdict.case.startswith("Bcq")]
+    ours = [verdict for verdict in verdicts if verdict.case.startswith(("Bcq", "fault"))]
     return [
         verdict
         for verdict in ours
@@ -79,11 +85,11 @@ def main() -> int:
     """Prints the score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write every verdict here")
-    parser.add_argument("--all", action="store_true", help="list bad outcomes of every column, not only ours")
+    parser.add_argument("--all", action="store_true", help="list bad outcomes of every row, not only ours")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("groups", nargs="*", default=list(GENERATORS))
     arguments = parser.parse_args()
-    verdicts = run_all(arguments.groups, arguments.workers)
+    verdicts = run_all(arguments.groups, arguments.workers) + run_faults()
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1) + "\n")
     print(table(verdicts))
