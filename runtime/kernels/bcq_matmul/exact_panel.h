@@ -171,20 +171,22 @@ void exact_tile(const MatMulProblem& p, const ExactRows& rows, int64_t m, int64_
   alignas(64) float y[kMostRows * kTileRows];
   for (int64_t i = 0; i < count * kTileRows; ++i) y[i] = 0.0f;
   const int64_t chunks = exact_chunks(p);
-  const int64_t groups = (p.K - 1) / p.group_size + 1;
   const uint32_t* words = p.codes + tile * chunks * p.bits * kTileRows;
+  int64_t cell = tile * ((p.K - 1) / p.group_size + 1);
+  int64_t next_group = 0;  // the chunk where it begins
   GroupFactors factors;
-  int64_t group = -1;
   for (int64_t first = 0; first < chunks; first += kPanelChunks) {
-    const int64_t panel = chunks - first < kPanelChunks ? chunks - first : kPanelChunks;
-    for (int64_t c = 0; c < panel; ++c, words += p.bits * kTileRows) {
-      const int64_t own = (first + c) * kWordBits / p.group_size;
-      if (own != group) load_factors<V>(p, tile * groups + own, factors);
-      group = own;
+    const int64_t end = chunks - first < kPanelChunks ? chunks : first + kPanelChunks;
+    float* to = weights;
+    for (int64_t c = first; c < end; ++c, words += p.bits * kTileRows, to += kChunkFloats) {
+      if (c == next_group) {
+        load_factors<V>(p, cell++, factors);
+        next_group += (p.group_size + kWordBits - 1) / kWordBits;
+      }
       prefetch_codes(words, p.bits);
-      decode_chunk<V>(words, p.bits, factors, weights + c * kChunkFloats);
+      decode_chunk<V>(words, p.bits, factors, to);
     }
-    multiply_panel<V>(rows.values(m) + first * kWordBits, rows.stride, count, weights, panel, y);
+    multiply_panel<V>(rows.values(m) + first * kWordBits, rows.stride, count, weights, end - first, y);
   }
   for (int64_t i = 0; i < count; ++i) store_tile(p, m + i, tile, y + i * kTileRows, rows.out(m + i));
 }
