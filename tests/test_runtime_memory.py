@@ -13,6 +13,7 @@ import pytest
 
 from bcq import contract
 from big_model import write_big_model
+from native_builds import NATIVE, RUNTIME, compiler
 from nodes import one_node, random_weight
 
 MEASURE = """
@@ -67,3 +68,13 @@ def test_resident_weights_are_in_memory_once_and_their_mapped_pages_are_let_go(t
     # Codes are 8/9 of the weights here; the rest, the alphas, stays mapped until the first run.
     assert 0.8 * weights < grown["load"] < 1.0 * weights, grown
     assert grown["run"] < 1.2 * weights, grown
+
+
+@needs_proc
+def test_blocks_keep_apart_and_only_unchanged_pages_of_a_file_are_let_go(tmp_path: Path) -> None:
+    program = tmp_path / "memory"
+    sources = [str(NATIVE / "memory.cc"), str(RUNTIME / "core" / "memory.cc")]
+    flags = ["-std=c++17", "-O1", f"-I{RUNTIME}", "-o", str(program)]
+    subprocess.run([compiler(), *sources, *flags], check=True)
+    done = subprocess.run([program, tmp_path / "file"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
