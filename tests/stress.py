@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load on onnxruntime with the operator library: threads on one session, sessions on one file, reloads.
 
-``python tests/stress.py`` runs the long counts of the reliability bar and prints JSON; tests run short ones.
+``python tests/stress.py`` runs the long counts of the reliability bar; tests run short ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from bcq.runtime import default_options, session
 from nodes import Array
 
 ROWS, INPUTS, NODES, BITS, GROUP = 200, 416, 4, 3, 64
+MOST_GROWTH = 2**20  # bytes of resident memory that reloads may add
 SETTLE = 0.05  # share of the cycles after which memory is looked at first: arenas and caches have filled
 
 
@@ -114,21 +115,29 @@ def _at_once(threads: int, runs: int, open_one: Callable[[int], Callable[[Array]
     return Runs(each * threads, sum(wrong))
 
 
-def main() -> None:
-    """Runs the counts of the reliability bar."""
+def main() -> int:
+    """Runs the counts of the reliability bar; 1 when one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100_000, help="products of R12 each")
     parser.add_argument("--cycles", type=int, default=10_000, help="sessions of R15")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bcq-stress-") as folder:
         model = write_weights(Path(folder))
-        result = {
-            "threads_on_one_session": asdict(threads_on_one_session(model, 16, options.runs)),
-            "sessions_on_one_file": asdict(sessions_on_one_file(model, 8, options.runs)),
-            "load_cycles": asdict(load_cycles(model, options.cycles)),
-        }
-    print(json.dumps(result, indent=2))
+        good = True
+        if options.runs:
+            for measure, count in ((threads_on_one_session, 16), (sessions_on_one_file, 8)):
+                done = measure(model, count, options.runs)
+                good = good and done.wrong == 0
+                print(f"{measure.__name__}: {done.runs} products of {count} threads, {done.wrong} wrong")
+        if options.cycles:
+            grown = load_cycles(model, options.cycles)
+            good = good and grown.resident_growth < MOST_GROWTH and grown.descriptor_growth == 0
+            print(
+                f"{grown.cycles} sessions: resident memory +{grown.resident_growth / 1024:.0f} KiB, "
+                f"descriptors +{grown.descriptor_growth}"
+            )
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ def test_eight_sessions_share_one_file(model: Path) -> None:
 def test_sessions_that_come_and_go_leave_nothing_behind(model: Path) -> None:
     grown = stress.load_cycles(model, 200)
     assert grown.descriptor_growth == 0
-    assert grown.resident_growth < 2**20
+    assert grown.resident_growth < stress.MOST_GROWTH
 
 
 def test_kernels_called_from_many_threads_give_the_bits_of_one(tmp_path: Path) -> None:
