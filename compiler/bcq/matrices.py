@@ -71,6 +71,8 @@ def _check_shapes(checkpoint: Checkpoint, model: torch.nn.Module, names: dict[st
         got, expected = list(checkpoint.shape(stored)), list(model.get_parameter(name).shape)
         if got != expected:
             raise InputError("E103", f"{stored}: got the shape {got}, expected {expected} from config.json.")
+        if not (len(got) > 1 or checkpoint.is_float(stored)):  # a matrix of another type stays as it is
+            raise InputError("E102", f"{stored}: got dtype {checkpoint.dtype(stored)}, expected floats.")
 
 
 def _describe(name: str, stored: str, parameter: Any, module: Any) -> MatrixInfo:

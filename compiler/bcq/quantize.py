@@ -136,8 +136,12 @@ def check_side_files(source: Path) -> None:
         if (source / name).is_symlink() or (source / name).exists():
             inner_file(source / name, source, "it would be copied")
     for name in _OBJECTS:
-        if (source / name).is_file():
-            read_json(source / name)
+        if (source / name).is_file() and "auto_map" in read_json(source / name):
+            raise InputError(
+                "E105",
+                f"{source / name} asks for code from the model folder (auto_map); it is never executed.",
+                "Remove the entry, or save the tokenizer with a class that transformers itself has.",
+            )
 
 
 def copy_side_files(source: Path, target: Path) -> None:

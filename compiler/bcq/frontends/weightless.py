@@ -18,6 +18,8 @@ from bcq import checkpoint
 from bcq.errors import InputError, UnsupportedError
 from bcq.frontends.architectures import Architecture, architecture_of, class_name_of
 
+MOST_LAYERS = 1000  # the deepest models have 126
+MOST = 2**31 - 1  # of any size or token id
 _VERSION = f"transformers {transformers.__version__}"
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
@@ -63,7 +65,9 @@ def read_config(folder: Path) -> Any:
         InputError: E101, E102 or E105 as `bcq.checkpoint.read_config`, E102 when transformers cannot read it.
         UnsupportedError: E401 when transformers does not have its model type.
     """
-    kind = checkpoint.read_config(folder).get("model_type")
+    written = checkpoint.read_config(folder)
+    _check_sizes(written, folder)
+    kind = written.get("model_type")
     if not isinstance(kind, str):
         raise InputError("E102", f"{folder / 'config.json'}: model_type: got {kind!r}, expected a name.")
     if kind not in transformers.CONFIG_MAPPING:
@@ -78,6 +82,20 @@ def read_config(folder: Path) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # ours (bcq); the graph is built as if dense
     return config
+
+
+def _check_sizes(config: dict[str, Any], folder: Path) -> None:
+    """Refuses numbers with which building the model would never end, or take all memory."""
+    for name, value in config.items():
+        if not isinstance(value, int):
+            continue
+        most = MOST_LAYERS if "layer" in name else MOST
+        if abs(value) > most:
+            raise InputError(
+                "E102",
+                f"{folder / 'config.json'}: {name} is {value}, expected at most {most:,}.",
+                "Check it.",
+            )
 
 
 _SPELT_OUT = (
