@@ -10,7 +10,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean kill memory
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -57,6 +57,12 @@ fuzz: ## libFuzzer on nodes and kernels, FUZZ_SECONDS each; needs clang
 
 coverage: $(PY) ## line coverage of validation and dispatch, at least 95 %
 	$(PY) tools/coverage.py
+
+kill: build ## kills and full disks at every call that changes the disk, with strace where it is: 20 minutes
+	PYTHONPATH=tests $(PY) -m hostile.kill_score
+
+memory: build ## peak memory of quantizing and exporting a model of over 2 GB: 10 minutes, 5 GB of disk
+	$(PY) tools/peak_memory.py --folder build
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

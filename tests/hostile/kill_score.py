@@ -27,6 +27,7 @@ SYSCALLS = ("write", "fsync", "rename", "renameat2", "mkdir", "rmdir", "unlink",
 FAULTS = {"kill": "signal=SIGKILL", "full once": "error=ENOSPC"}
 _KILLED = 137  # 128 + SIGKILL, as shells count
 _ENDS = {0: "done", 6: "full", _KILLED: "killed"}
+STRIDES = {"graph": 1, "quantize": 1, "model": 4}  # the calls of a model are those of the others together
 MOST_WRITES = 12  # of the many that only fill files or print progress, evenly spread
 
 
@@ -101,14 +102,14 @@ def _traced(subject: kills.Subject, output: Path, log: Path, inject: list[str]) 
 def main(arguments: list[str]) -> int:
     """Prints a table, and each bad point."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="every tenth point, no strace")
+    parser.add_argument("--quick", action="store_true", help="every twelfth point, no strace")
     quick = parser.parse_args(arguments).quick
     points: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="bcq-kill-") as folder:
         shim = build_shim(Path(folder))
-        for subject in kills.SUBJECTS:
+        for subject, stride in STRIDES.items():
             for mode in ("kill", "full once", "full"):
-                points += _told(subject, mode, forked_points(shim, subject, mode, 10 if quick else 1))
+                points += _told(subject, mode, forked_points(shim, subject, mode, 12 if quick else stride))
         if quick or shutil.which("strace") is None:
             print("whole commands: left out" + ("" if quick else ", strace is not installed"))
         else:
