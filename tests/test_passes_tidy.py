@@ -315,6 +315,20 @@ def test_nodes_that_compute_the_same_become_one() -> None:
     assert op_types(tidied(text, share_nodes)) == ["Neg", "Mul"]
 
 
+def test_equal_nodes_that_give_outputs_of_the_graph_still_give_both() -> None:
+    text = "(float[b, s] x) => (float[b, s] y, float[b, s] z) { y = Neg (x) z = Neg (x) }"
+    model = tidied(text, share_nodes, drop_identities, sweep_unread)
+    assert [value.name for value in model.graph.outputs] == ["y", "z"]
+
+
+def test_equal_sizes_that_a_branch_reads_stay_readable() -> None:
+    text = """(float[b, s] x, bool c) => (int64[n] y) {
+        p = Shape (x) q = Shape (x)
+        y = If (c) <then_branch = one () => (int64[n] r) { r = Neg (q) },
+                    else_branch = two () => (int64[n] t) { t = Abs (q) }> }"""
+    assert op_types(tidied(text, share_sizes, share_nodes, drop_identities, sweep_unread)) == ["Shape", "If"]
+
+
 def test_nodes_that_draw_random_numbers_stay_apart() -> None:
     text = "{ p = RandomNormalLike (x) q = RandomNormalLike (x) y = Sub (p, q) }"
     model = model_of(f"main (float[4] x) => (float[4] y) {text}")

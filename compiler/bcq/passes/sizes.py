@@ -268,10 +268,11 @@ def _squeeze(sizes: Sizes, node: ir.Node, shape: Dims) -> list[Dims | None]:
 
 
 def _slice(sizes: Sizes, node: ir.Node, shape: Dims) -> list[Dims | None]:
-    axes = sizes.numbers(node.inputs[3]) if len(node.inputs) > 3 else tuple(range(len(shape)))
-    if axes is None:
-        return [tuple(unknown(node.outputs[0], axis) for axis in range(len(shape)))]
     ends, starts = sizes.numbers(node.inputs[2]), sizes.numbers(node.inputs[1])
+    given = len(node.inputs) > 3 and node.inputs[3] is not None
+    axes = sizes.numbers(node.inputs[3]) if given else tuple(range(len(starts or ())))
+    if axes is None or (starts is None and not given):
+        return [tuple(unknown(node.outputs[0], axis) for axis in range(len(shape)))]
     steps = sizes.numbers(node.inputs[4]) if len(node.inputs) > 4 else (1,) * len(axes)
     dims = list(shape)
     for place, axis in enumerate(axes):
