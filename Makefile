@@ -10,7 +10,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean kill memory
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -52,8 +52,14 @@ asan: $(PY) ## the runtime's tests under AddressSanitizer and UndefinedBehaviorS
 ubsan: $(PY) ## the same under UndefinedBehaviorSanitizer alone
 	tools/sanitize.sh undefined
 
+tsan: $(PY) ## kernels under many threads, with ThreadSanitizer
+	tools/sanitize.sh thread
+
 fuzz: ## libFuzzer on nodes and kernels, FUZZ_SECONDS each; needs clang
 	tools/fuzz.sh $(FUZZ_SECONDS)
+
+reliability: build ## every row of the reliability bar into docs/benchmarks/reliability.md: half an hour
+	$(PY) tools/reliability.py --write docs/benchmarks/reliability.md
 
 coverage: $(PY) ## line coverage of validation and dispatch, at least 95 %
 	$(PY) tools/coverage.py

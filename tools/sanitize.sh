@@ -15,7 +15,6 @@ cmake --build "$build"
 
 case $sanitizers in
   address*) preload=libasan.so ;;
-  thread*) preload=libtsan.so ;;
   *) preload=libubsan.so ;;
 esac
 # Python keeps much until it ends, so leaks are looked for in the native programs alone.
@@ -23,6 +22,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "$build/planned_failures" "$folder"
 "$build/threads" 20
+# ONNX Runtime's own pool is not built with ThreadSanitizer, which therefore cannot see how it synchronizes.
+[ "$sanitizers" = thread ] && exit
 
 # Programs that the tests compile themselves are linked without sanitizers: those tests stay out.
 export LD_PRELOAD=$(g++ -print-file-name=$preload)
