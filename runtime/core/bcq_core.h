@@ -98,10 +98,12 @@ BCQ_EXPORT const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem,
 /* 1 when a resident copy for `kernel` has another order than the disk, so that it is faster than mapped codes by more
  * than the size of its pages; otherwise 0, also for an unknown kernel. */
 BCQ_EXPORT int32_t bcq_matmul_has_own_order(const char* kernel);
-/* Bytes of scratch that bcq_matmul needs, 64-byte aligned. `kernel` NULL: the one selected for this machine. */
+/* Bytes of scratch that bcq_matmul needs, 64-byte aligned. Rows of A are taken in panels of at most 64, so it does not
+ * grow with M from there on. `kernel` NULL: the one selected for this machine. */
 BCQ_EXPORT size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* kernel);
 /* Runs the problem. `parallel_for` NULL: one part after the other on this thread; `parts` 0: chosen by the work.
- * Returns NULL, or one line that says why nothing was computed (unknown kernel, CPU lacks it). */
+ * Returns NULL, or one line that says why nothing was computed: the kernel is unknown, this CPU lacks what it needs, or
+ * it does not take the problem. */
 BCQ_EXPORT const char* bcq_matmul(const BcqMatMulProblem* problem, const char* kernel, void* scratch, size_t parts,
                                   BcqParallelFor parallel_for, void* pool);
 /* Runs a gather; it needs no scratch and takes codes as on disk only. */
