@@ -58,7 +58,7 @@ tsan: $(PY) ## kernels under many threads, with ThreadSanitizer
 fuzz: ## libFuzzer on nodes and kernels, FUZZ_SECONDS each; needs clang
 	tools/fuzz.sh $(FUZZ_SECONDS)
 
-reliability: build ## every row of the reliability bar into docs/benchmarks/reliability.md: half an hour
+reliability: build ## every row of the reliability bar into docs/benchmarks/reliability.md: an hour
 	$(PY) tools/reliability.py --write docs/benchmarks/reliability.md
 
 coverage: $(PY) ## line coverage of validation and dispatch, at least 95 %

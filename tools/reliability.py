@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reliability bar: runs what measures each row and writes the table of docs/benchmarks/reliability.md.
 
-``python tools/reliability.py [--only R3,R7] [--write FILE]`` takes half an hour on two cores. A row holds
-when its commands end with 0. Everything between the two marks of the page is replaced; the rest stays.
+``python tools/reliability.py [--only R3,R7] [--write FILE]`` takes an hour on two cores. A row holds
+when its commands end with 0. Only the measured rows between the two marks of the page are replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "reliability.md"
 BEGIN, END = "<!-- begin: make reliability -->", "<!-- end: make reliability -->"
 LAST_LINE = r"(.+)\s*\Z"
-PASSED = r"(\d+ passed[^=\n]*?)(?: in [\d.]+s.*)?\s*=*\s*\Z"
+PASSED = r"((?:\d+ failed, )?\d+ passed(?:, \d+ skipped)?)[^\n]*\Z"
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,12 @@ def main() -> int:
     unknown = set(chosen) - {row.name for row in ROWS}
     if unknown:
         parser.error(f"--only: {', '.join(sorted(unknown))}: no such row; there are R1 to R{len(ROWS)}")
-    results = [measured(row) for row in ROWS if row.name in chosen]
-    text = page(results)
-    if options.write:
-        replace(options.write, text)
-    print(text)
+    results = []
+    for row in (row for row in ROWS if row.name in chosen):
+        results.append(measured(row))
+        if options.write:
+            write(options.write, results)
+    print(page(results, {}))
     return 0 if all(result.holds for result in results) else 1
 
 
@@ -228,29 +229,36 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def page(results: Sequence[Result]) -> str:
-    """The table, with the machine it was made on."""
-    lines = [
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"onnxruntime {onnxruntime.__version__}.",
-        "",
-        "| | promise | best peer | ours | holds | s |",
-        "|---|---|---|---|---|---:|",
-    ]
-    for result in results:
-        figures = "; ".join(figure.replace("|", "/") for figure in result.figures)
-        lines.append(
-            f"| {result.row.name} | {result.row.promise} | {result.row.peer} | {figures} "
-            f"| {'yes' if result.holds else '**no**'} | {result.seconds:.0f} |"
-        )
-    return "\n".join(lines)
+def page(results: Sequence[Result], kept: dict[str, str]) -> str:
+    """The table, with the machine it was made on; rows that were not measured now stay as they are."""
+    lines = {result.row.name: line(result) for result in results}
+    return "\n".join(
+        [
+            f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+            f"onnxruntime {onnxruntime.__version__}.",
+            "",
+            "| | promise | best peer | ours | holds | s |",
+            "|---|---|---|---|---|---:|",
+            *(lines.get(row.name) or kept[row.name] for row in ROWS if row.name in lines or row.name in kept),
+        ]
+    )
 
 
-def replace(file: Path, text: str) -> None:
-    """Puts the table between the marks of the page; what was measured before in other rows goes."""
+def line(result: Result) -> str:
+    """A row of the table."""
+    figures = "; ".join(figure.replace("|", "/") for figure in result.figures)
+    return (
+        f"| {result.row.name} | {result.row.promise} | {result.row.peer} | {figures} "
+        f"| {'yes' if result.holds else '**no**'} | {result.seconds:.0f} |"
+    )
+
+
+def write(file: Path, results: Sequence[Result]) -> None:
+    """Puts the rows between the marks of the page."""
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    table, _, after = rest.partition(END)
+    kept = {found[1]: found[0] for found in re.finditer(r"^\| (R\d+) \|.*$", table, re.MULTILINE)}
+    file.write_text(f"{before}{BEGIN}\n{page(results, kept)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
