@@ -49,7 +49,7 @@ SHAPES = [
     (70, 416, 128),
     (17, 300, 300),
     (20, 1000, 160),
-    (40, 640, 64),
+    (300, 160, 64),  # more tiles than pass at once, and an odd one
 ]
 
 

@@ -27,19 +27,6 @@ inline PairIndexes pair_indexes(const uint32_t* a, const uint32_t* b, int64_t ah
   return {nibbles_of(Order::load(a)), nibbles_of(Order::load(b))};
 }
 
-// One table vector, read with the indexes of two tiles.
-inline __m256i look_up(__m256i table, const __m256i& index) { return _mm256_shuffle_epi8(table, index); }
-
-inline Two look_up_two(const uint8_t* even, const Nibbles& a, const Nibbles& b, Two& sums) {
-  const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(even));
-  const Two evens = {look_up(first, a.even), look_up(first, b.even)};
-  const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(even + 32));
-  const Two odds = {look_up(second, a.odd), look_up(second, b.odd)};
-  add_now(sums.a, _mm256_add_epi8(evens.a, odds.a));
-  add_now(sums.b, _mm256_add_epi8(evens.b, odds.b));
-  return average(evens, odds);
-}
-
 // Tables of a chunk lie table_bytes apart.
 template <size_t table_bytes>
 struct PairStreams {
@@ -89,10 +76,6 @@ inline void in_natural_order(const PairFloats& y, float* to) {
 // y + alpha * (scale * sum)
 inline __m256 fused(__m256 y, __m256 alpha, __m256 scale, __m256i sum) {
   return _mm256_fmadd_ps(alpha, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sum)), y);
-}
-
-inline WordSums without_bias(const WordSums& sums, int64_t chunks) {
-  return {without_bias(sums.front, chunks), without_bias(sums.back, chunks)};
 }
 
 inline PairFloats add_scaled(PairT16, const PairFloats& y, const PairFloats& alpha, float scale,

@@ -73,25 +73,34 @@ struct OneLineTwoTables {
   }
 };
 
-// Two index streams and one table: two tiles of T8.
-template <typename Source>
+// One table vector, read with the indexes of two tiles.
+inline __m256i look_up(__m256i table, const __m256i& index) { return _mm256_shuffle_epi8(table, index); }
+
+inline Two look_up_two(const uint8_t* even, const Nibbles& a, const Nibbles& b, Two& sums) {
+  const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(even));
+  const Two evens = {look_up(first, a.even), look_up(first, b.even)};
+  const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(even + 32));
+  const Two odds = {look_up(second, a.odd), look_up(second, b.odd)};
+  add_now(sums.a, _mm256_add_epi8(evens.a, odds.a));
+  add_now(sums.b, _mm256_add_epi8(evens.b, odds.b));
+  return average(evens, odds);
+}
+
+// Two index streams and one table: two tiles of T8. A table is loaded once for both.
+template <typename Order>
 struct TwoLinesOneTable {
-  Source source_a;
-  Source source_b;
+  FromCodes<Order> source_a;
+  FromCodes<Order> source_b;
   const uint8_t* table;
   int64_t stride;
 
   [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
     const uint8_t* at = table + chunk * stride;
-    const __m256i first = one(source_a, chunk, at, sums.a);
-    return {first, one(source_b, chunk, at, sums.b)};
-  }
-
- private:
-  static __m256i one(const Source& source, int chunk, const uint8_t* at, __m256i& sum) {
-    auto&& line = source.line(chunk);
-    const __m256i x = look_up_pair(at, Source::x(line), sum);
-    return _mm256_avg_epu8(x, look_up_pair(at + 64, Source::y(line), sum));
+    Line a = source_a.line(chunk);
+    Line b = source_b.line(chunk);
+    const Two x = look_up_two(at, split(a.x), split(b.x), sums);
+    asm("" : "+x"(a.y), "+x"(b.y));  // Y is split only when X is done with, which saves registers
+    return average(x, look_up_two(at + 64, split(a.y), split(b.y), sums));
   }
 };
 
@@ -149,6 +158,10 @@ inline __m256i stream_b(const WordSums& sums) { return _mm256_permute2x128_si256
 // Sums over a block of entries that are stored as v + 128.
 inline __m256i without_bias(__m256i words, int64_t chunks) {
   return _mm256_sub_epi16(words, _mm256_set1_epi16(int16_t(128 * kQuadsPerChunk * chunks)));
+}
+
+inline WordSums without_bias(const WordSums& sums, int64_t chunks) {
+  return {without_bias(sums.front, chunks), without_bias(sums.back, chunks)};
 }
 
 // The exact signed sums of a plane's table entries over a block: rows 0-7 and 8-15, in natural order.
