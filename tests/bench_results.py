@@ -8,7 +8,7 @@ from typing import Any
 from bcq.bench.result import BenchResult, Measurement
 
 MACHINE = {
-    "cpu": "A CPU", "cores": 2, "isa": "avx2", "library": "1.0", "kernels": ["scalar"],
+    "cpu": "A CPU", "cores": 2, "load": 0.1, "isa": "avx2", "library": "1.0", "kernels": ["scalar"],
     "onnxruntime": "1.31", "numpy": "2.4", "made": "2026-01-01 00:00 UTC",
 }  # fmt: skip
 

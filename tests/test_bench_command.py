@@ -126,6 +126,15 @@ def test_goals_are_judged(bench: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "out" / "goals.md").read_text().startswith("## Goals")
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.4, False), (7.5, True)])
+def test_a_busy_machine_is_told(bench: Run, monkeypatch: pytest.MonkeyPatch, load: float, said: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    _, out, err = bench(*TINY)
+    assert ("the machine is busy, load 7.5 on 2 cores" in err) == said
+    assert f"load {load}" in out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

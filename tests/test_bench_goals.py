@@ -120,4 +120,4 @@ def test_the_text_counts_what_is_reached() -> None:
     measured: BenchResult = result(ours(50.0))
     found = goals.judge(measured)
     assert f"1 of {len(found)} goals reached." in goals.to_text(found, measured)
-    assert goals.to_page(found, measured).startswith("## Goals\n\nA CPU, 2 cores, avx2;")
+    assert goals.to_page(found, measured).startswith("## Goals\n\nA CPU, 2 cores, load 0.1, avx2;")

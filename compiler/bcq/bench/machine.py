@@ -17,12 +17,13 @@ from bcq.core import Core
 
 
 def machine() -> dict[str, Any]:
-    """Plain values: ``cpu``, ``cores``, ``isa``, ``library``, ``kernels``, versions, ``made`` (a date)."""
+    """Plain values: ``cpu``, ``cores``, ``load`` before the run, ``isa``, ``kernels``, versions, date."""
     core = Core.load()
     flags = core.flags()
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 1,
+        "load": load(),
         "isa": core.isa_name(flags),
         "library": __version__,
         "kernels": [row.name for row in core.kernels("BcqMatMul") if not row.flags & ~flags],
@@ -30,6 +31,24 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "made": dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def load() -> float:
+    """Programs that wanted a core in the last minute, on average; 0 where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 1)
+    except OSError:
+        return 0.0
+
+
+def busy() -> str | None:
+    """Why times measured now would mean little, or None."""
+    now, cores = load(), os.cpu_count() or 1
+    return (
+        f"the machine is busy, load {now} on {cores} cores: times will mean little"
+        if now > cores / 2
+        else None
+    )
 
 
 def cpu_name() -> str:

@@ -58,6 +58,7 @@ def run(plan: Plan, progress: Progress = SILENT) -> BenchResult:
     check_copies(plan)
     measurements: list[Measurement] = []
     absent: dict[str, str] = {}
+    where = machine()
     progress.start("bench", len(plan.problems))
     for (rows, inputs, cold), problems in plan.groups().items():
         who = roster(plan, rows, inputs)
@@ -68,7 +69,7 @@ def run(plan: Plan, progress: Progress = SILENT) -> BenchResult:
                 measurements += _measure(problem, models, activations[problem.tokens], plan.rounds, absent)
                 progress.step(str(problem))
     progress.done()
-    return BenchResult(machine(), tuple(measurements), absent)
+    return BenchResult(where, tuple(measurements), absent)
 
 
 def check_copies(plan: Plan) -> None:

@@ -103,7 +103,7 @@ def to_machine(result: BenchResult) -> str:
     """One line: processor, versions, date."""
     m = result.machine
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['isa']}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, "
+        f"{m['cpu']}, {m['cores']} cores, load {m['load']}, {m['isa']}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, "
         f"numpy {m['numpy']}; {m['made']}"
     )
 

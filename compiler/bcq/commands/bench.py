@@ -91,11 +91,20 @@ def run(arguments: argparse.Namespace) -> int:
             emit(arguments, data, estimate.to_text(plan, expected))
             return 0
         estimate.check_disk(expected.disk)
+        _warn_if_busy(arguments)
         _say(arguments, f"about {estimate.minutes(expected.seconds)}; leave the machine alone meanwhile")
         result = bench.run(plan, progress=progress(arguments))
     _write(arguments, result)
     _print(arguments, result)
     return 0
+
+
+def _warn_if_busy(arguments: argparse.Namespace) -> None:
+    from bcq.bench.machine import busy
+
+    warning = busy()
+    if warning is not None:
+        _say(arguments, warning)
 
 
 def _say(arguments: argparse.Namespace, text: str) -> None:
