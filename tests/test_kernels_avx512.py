@@ -59,10 +59,12 @@ def test_every_shape_gives_the_bits_of_the_model(emulated: Core, kernel: str, bi
 
 @KERNELS
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_tables_beyond_one_panel_give_the_same_bits(emulated: Core, kernel: str, tokens: int) -> None:
-    # A panel holds 16 KB of tables: 2048 inputs of one row of A for T16, 4096 for T8.
-    weight = random_weight(140, 4500, 2, 128, offset=True)
-    a = activations(tokens, 4500)
+def test_long_rows_and_many_tiles_give_the_same_bits(
+    emulated: Core, kernel: str, tokens: int
+) -> None:
+    # Four tiles pass at once for one row of A, sixteen for more: here several times, with a rest.
+    weight = random_weight(300, 2500, 2, 128, offset=True)
+    a = activations(tokens, 2500)
     y = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=LEVELS[kernel])
     assert y.tobytes() == look_up(a, weight, kernel.removeprefix("avx512_")).tobytes()
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk of the AVX-512 look-ups over tiles, rows of A and blocks.
+// The walk of the AVX-512 look-ups over blocks, tiles and rows of A.
 //
-// The tables of one row of A fill the first-level cache at K = 4096 (T16). So a panel of blocks whose tables take half
-// of that cache passes over some tiles before the next panel comes, while the outputs of these tiles wait in memory.
+// One block passes over some tiles before the next block comes: its tables stay in the first-level cache meanwhile, and
+// the outputs of these tiles wait there. The codes of the tiles are as many streams, each read and prefetched in order,
+// which fills more of a core's line buffers than one stream does.
 #pragma once
 
 #include "kernels/bcq_matmul/avx512_lookups.h"
@@ -11,33 +12,15 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kTilesAtOnce = 8;
-constexpr size_t kPanelBytes = 16 * 1024;  // of tables
-constexpr int64_t kLeastAhead = 4096 / sizeof(uint32_t);
+constexpr int64_t kTilesForOne = 4;  // of one row of A, which waits for memory
+constexpr int64_t kTilesForMany = 16;
+constexpr int64_t kWordsAhead = 2048 / sizeof(uint32_t);  // of a tile's codes, to prefetch
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Consecutive blocks, and how far ahead (in words) the codes lie that are needed after them.
-struct Panel {
-  LookupBlock first;
-  int64_t blocks;
-  int64_t ahead;
-};
-
-inline int64_t blocks_in(const LookupPlan& plan) {
-  const int64_t last = plan.chunks - (plan.groups - 1) * plan.group_chunks;
-  return (plan.groups - 1) * plan.blocks_per_group + (last + kBlockChunks - 1) / kBlockChunks;
-}
 
 inline LookupBlock block_from(const LookupPlan& plan, int64_t number, int64_t group, int64_t first_chunk) {
   const int64_t end = smaller((group + 1) * plan.group_chunks, plan.chunks);
   return {number, group, first_chunk, smaller(end - first_chunk, kBlockChunks)};
-}
-
-inline LookupBlock block_at(const LookupPlan& plan, int64_t number) {
-  const int64_t group = number / plan.blocks_per_group;
-  const int64_t chunk = group * plan.group_chunks + number % plan.blocks_per_group * kBlockChunks;
-  return block_from(plan, number, group, chunk);
 }
 
 inline LookupBlock next_block(const LookupPlan& plan, const LookupBlock& block) {
@@ -46,91 +29,73 @@ inline LookupBlock next_block(const LookupPlan& plan, const LookupBlock& block) 
   return block_from(plan, block.number + 1, block.group + group_ends, chunk);
 }
 
-// One panel of one tile; y[rows][16] are the outputs so far. known_bits: q, or 0 for any.
-template <typename Method, int rows, int known_bits>
-__attribute__((noinline)) void add_panel(const MatMulProblem& p, const LookupPlan& plan, const Rows& a,
-                                         const Panel& panel, int64_t tile, float* outputs) {
-  constexpr int most = 8 / rows < 4 ? 8 / rows : 4;
-  const int64_t bits = known_bits > 0 ? known_bits : p.bits;
-  __m512 y[rows];
-  for (int r = 0; r < rows; ++r) y[r] = _mm512_load_ps(outputs + r * kTileRows);
-  LookupBlock block = panel.first;
-  const uint32_t* line = first_line(p, plan, block, tile);
-  int64_t left = panel.blocks;
-  do {
-    const int64_t cell = tile * plan.groups + block.group;
-    add_block<Method, rows, most>(p, a, block, cell, 0, bits, line, panel.ahead, y);
-    if (p.offset) add_offset<rows>(p, a, block, cell, y);
-    line += block.chunks * bits * kTileRows;
-    block = next_block(plan, block);
-  } while (--left > 0);
-  for (int r = 0; r < rows; ++r) _mm512_store_ps(outputs + r * kTileRows, y[r]);
+struct Tiles {
+  int64_t first;
+  int64_t count;
+};
+
+// At the end of a tile's codes, what is needed next lies in the tile as many tiles behind.
+inline int64_t words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
+  const bool in_tile = (plan.chunks - block.first_chunk) * chunk_words > kWordsAhead;
+  return in_tile ? kWordsAhead : kWordsAhead + (tiles - 1) * plan.chunks * chunk_words;
 }
 
-using AddPanel = void (*)(const MatMulProblem&, const LookupPlan&, const Rows&, const Panel&, int64_t, float*);
+// Some rows of A and some tiles, outputs[tile][rows][16]. known_bits: q, or 0 for any.
+template <typename Method, int rows, int known_bits>
+__attribute__((noinline)) void add_tiles(const MatMulProblem& p, const LookupPlan& plan, const Rows& a,
+                                         const Tiles& tiles, float* outputs) {
+  constexpr int most = 8 / rows < 4 ? 8 / rows : 4;
+  const int64_t bits = known_bits > 0 ? known_bits : p.bits;
+  const int64_t chunk_words = bits * kTileRows;
+  for (LookupBlock block = block_from(plan, 0, 0, 0); block.chunks > 0; block = next_block(plan, block)) {
+    const int64_t ahead = words_ahead(plan, block, chunk_words, tiles.count);
+    const uint32_t* line = first_line(p, plan, block, tiles.first);
+    float* at = outputs;
+    int64_t cell = tiles.first * plan.groups + block.group;
+    for (int64_t left = tiles.count; left > 0; --left, at += rows * kTileRows, cell += plan.groups) {
+      __m512 y[rows];
+      for (int r = 0; r < rows; ++r) y[r] = _mm512_load_ps(at + r * kTileRows);
+      add_block<Method, rows, most>(p, a, block, cell, 0, bits, line, ahead, y);
+      if (p.offset) add_offset<rows>(p, a, block, cell, y);
+      for (int r = 0; r < rows; ++r) _mm512_store_ps(at + r * kTileRows, y[r]);
+      line += plan.chunks * chunk_words;
+    }
+  }
+}
 
-// For one row of A all planes of a block are written out.
+using AddTiles = void (*)(const MatMulProblem&, const LookupPlan&, const Rows&, const Tiles&, float*);
+
+// For one row of A and up to four planes, all planes of a block are written out.
 template <typename Method, int rows>
-AddPanel add_panel_for(int64_t bits) {
-  if (rows > 1) return add_panel<Method, rows, 0>;
-  constexpr AddPanel known[] = {add_panel<Method, 1, 1>, add_panel<Method, 1, 2>, add_panel<Method, 1, 3>,
-                                add_panel<Method, 1, 4>, add_panel<Method, 1, 5>, add_panel<Method, 1, 6>,
-                                add_panel<Method, 1, 7>, add_panel<Method, 1, 8>};
+AddTiles add_tiles_for(int64_t bits) {
+  if (rows > 1 || bits > 4) return add_tiles<Method, rows, 0>;
+  constexpr AddTiles known[] = {add_tiles<Method, 1, 1>, add_tiles<Method, 1, 2>, add_tiles<Method, 1, 3>,
+                                add_tiles<Method, 1, 4>};
   return known[bits - 1];
 }
 
-// How many blocks a panel has: at least one.
-inline int64_t panel_room(const LookupPlan& plan, int rows) {
-  const int64_t chunks = int64_t(kPanelBytes / (plan.table_bytes * size_t(rows)));
-  const int64_t room = chunks / smaller(plan.group_chunks, kBlockChunks);
-  return room > 0 ? room : 1;
-}
-
-// Where the codes lie that come after a panel of one tile: in the next tile, or in the next panel of the first tile.
-inline int64_t words_ahead(const MatMulProblem& p, const LookupPlan& plan, const Panel& panel, int64_t tiles_left,
-                           int64_t tiles) {
-  const int64_t chunk_words = p.bits * kTileRows;
-  const int64_t tile_words = plan.chunks * chunk_words;
-  const bool last_panel = panel.first.number + panel.blocks == blocks_in(plan);
-  if (panel.first.number == 0 && last_panel) return tile_words > kLeastAhead ? tile_words : kLeastAhead;
-  if (tiles_left > 1) return tile_words;
-  const int64_t end = last_panel ? plan.chunks : block_at(plan, panel.first.number + panel.blocks).first_chunk;
-  return (end - panel.first.first_chunk) * chunk_words - (last_panel ? 0 : (tiles - 1) * tile_words);
-}
-
-// Some rows of A from number m on, and up to kTilesAtOnce tiles.
+// Some rows of A from number m on, and up to kTilesForMany tiles.
 template <typename Method, int rows>
-void compute_rows(const MatMulProblem& p, const LookupPlan& plan, const Rows& a, int64_t m, int64_t begin_tile,
-                  int64_t end_tile) {
-  constexpr int64_t size = rows * kTileRows;
-  alignas(64) float y[kTilesAtOnce * size] = {};
-  const int64_t blocks = blocks_in(plan);
-  const int64_t room = panel_room(plan, rows);
-  const AddPanel add_panel_of = add_panel_for<Method, rows>(p.bits);
-  for (int64_t number = 0; number < blocks; number += room) {
-    Panel panel = {block_at(plan, number), smaller(room, blocks - number), 0};
-    for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
-      panel.ahead = words_ahead(p, plan, panel, end_tile - tile, end_tile - begin_tile);
-      add_panel_of(p, plan, a, panel, tile, y + (tile - begin_tile) * size);
-    }
+int64_t compute_rows(const MatMulProblem& p, const LookupPlan& plan, const Rows& a, int64_t m, const Tiles& tiles) {
+  alignas(64) float outputs[kTilesForMany * rows * kTileRows] = {};
+  add_tiles_for<Method, rows>(p.bits)(p, plan, a, tiles, outputs);
+  const float* y = outputs;
+  for (int64_t tile = tiles.first; tile < tiles.first + tiles.count; ++tile) {
+    for (int64_t r = 0; r < rows; ++r, y += kTileRows) store_tile(p, m + r, tile, y, a.out(int(r)));
   }
-  for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
-    for (int64_t r = 0; r < rows; ++r) {
-      store_tile(p, m + r, tile, y + (tile - begin_tile) * size + r * kTileRows, a.out(int(r)));
-    }
-  }
+  return rows;
 }
 
 // Returns how many rows of A it has computed, from row m on.
 template <typename Method>
 int64_t compute_some(const MatMulProblem& p, const LookupPlan& plan, const void* scratch, int64_t m,
-                     int64_t begin_tile, int64_t end_tile) {
+                     const Tiles& tiles) {
   const int64_t count = p.M - m;
   const Rows a = {lookup_row(plan, scratch, m), plan.row_bytes};
-  if (count >= 8) return compute_rows<Method, 8>(p, plan, a, m, begin_tile, end_tile), 8;
-  if (count >= 4) return compute_rows<Method, 4>(p, plan, a, m, begin_tile, end_tile), 4;
-  if (count >= 2) return compute_rows<Method, 2>(p, plan, a, m, begin_tile, end_tile), 2;
-  return compute_rows<Method, 1>(p, plan, a, m, begin_tile, end_tile), 1;
+  if (count >= 8) return compute_rows<Method, 8>(p, plan, a, m, tiles);
+  if (count >= 4) return compute_rows<Method, 4>(p, plan, a, m, tiles);
+  if (count >= 2) return compute_rows<Method, 2>(p, plan, a, m, tiles);
+  return compute_rows<Method, 1>(p, plan, a, m, tiles);
 }
 
 template <typename Method>
@@ -144,9 +109,10 @@ void prepare(const MatMulProblem& p, void* scratch, int64_t begin_row, int64_t e
 template <typename Method>
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
   const LookupPlan plan = lookup_plan(p, Method::kEntries);
-  for (int64_t tile = begin_tile; tile < end_tile; tile += kTilesAtOnce) {
-    const int64_t end = smaller(tile + kTilesAtOnce, end_tile);
-    for (int64_t m = 0; m < p.M;) m += compute_some<Method>(p, plan, scratch, m, tile, end);
+  const int64_t at_once = p.M == 1 ? kTilesForOne : kTilesForMany;
+  for (int64_t tile = begin_tile; tile < end_tile; tile += at_once) {
+    const Tiles tiles = {tile, smaller(at_once, end_tile - tile)};
+    for (int64_t m = 0; m < p.M;) m += compute_some<Method>(p, plan, scratch, m, tiles);
   }
 }
 
