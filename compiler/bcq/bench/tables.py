@@ -102,10 +102,8 @@ def short_name(peer: Measurement) -> str:
 def to_machine(result: BenchResult) -> str:
     """One line: processor, versions, date."""
     m = result.machine
-    return (
-        f"{m['cpu']}, {m['cores']} cores, load {m['load']}, {m['isa']}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, "
-        f"numpy {m['numpy']}; {m['made']}"
-    )
+    where = f"{m['cpu']}, {m['cores']} cores, load {m['load']}, {m['isa']}"
+    return f"{where}; bcq {m['library']}, onnxruntime {m['onnxruntime']}, numpy {m['numpy']}; {m['made']}"
 
 
 def _title(m: Measurement) -> str:
