@@ -48,26 +48,34 @@ class Mapping {
   size_t used_;
 };
 
-// Gives back the whole pages of a block whose mapping other blocks keep.
-void drop_pages(void* block, size_t bytes) {
-  const size_t page = size_t(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(block), page);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + bytes) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
+// A part of a mapping. A member, and no deleter, holds the mapping: a deleter would live on with the last weak pointer.
+struct Block {
+  std::shared_ptr<Mapping> mapping;
+  void* data;
+  size_t bytes;
+
+  // Gives back the whole pages of the block; other blocks may keep the mapping.
+  ~Block() {
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(data), page);
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+};
 
 std::shared_ptr<void> take_block(size_t bytes) {
   static std::mutex& mutex = *new std::mutex;
   static std::weak_ptr<Mapping>& newest = *new std::weak_ptr<Mapping>;
   const std::lock_guard<std::mutex> lock(mutex);
   std::shared_ptr<Mapping> mapping = newest.lock();
-  void* block = mapping == nullptr ? nullptr : mapping->take(bytes);
-  if (block == nullptr) {
+  void* data = mapping == nullptr ? nullptr : mapping->take(bytes);
+  if (data == nullptr) {
     mapping = std::make_shared<Mapping>(std::max(kMappingBytes, round_up(bytes, kHugePage)));
     newest = mapping;
-    block = mapping->take(bytes);
+    data = mapping->take(bytes);
   }
-  return {block, [mapping, bytes](void* held) { drop_pages(held, bytes); }};
+  const std::shared_ptr<Block> block(new Block{mapping, data, bytes});
+  return {block, data};
 }
 
 #if defined(__linux__)

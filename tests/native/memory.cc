@@ -26,13 +26,21 @@ void expect(bool fact, const char* what) {
   ++faults;
 }
 
-size_t resident_bytes() {
-  size_t total = 0, resident = 0;
+struct Memory {
+  size_t mapped;
+  size_t resident;
+};
+
+Memory memory() {
+  Memory pages = {};
   FILE* file = std::fopen("/proc/self/statm", "r");
-  if (file == nullptr || std::fscanf(file, "%zu %zu", &total, &resident) != 2) std::perror("statm");
+  if (file == nullptr || std::fscanf(file, "%zu %zu", &pages.mapped, &pages.resident) != 2) std::perror("statm");
   if (file != nullptr) std::fclose(file);
-  return resident * size_t(sysconf(_SC_PAGESIZE));
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  return {pages.mapped * page, pages.resident * page};
 }
+
+size_t resident_bytes() { return memory().resident; }
 
 bool all(const uint8_t* bytes, size_t count, uint8_t value) {
   for (size_t i = 0; i < count; ++i) {
@@ -116,6 +124,19 @@ void blocks_are_apart_aligned_and_given_back() {
   expect(bcq::allocate_block(size_t(1) << 50) == nullptr, "a block beyond the address space was given");
 }
 
+// Who looks blocks up keeps weak pointers to them.
+void a_weak_pointer_keeps_no_memory() {
+  const Memory before = memory();
+  const std::weak_ptr<void> weak = bcq::allocate_block(kBytes);
+  expect(weak.expired(), "a block is held by nobody and lives");
+  expect(memory().mapped < before.mapped + kBytes, "a weak pointer keeps the mapping");
+  for (int i = 0; i < 1000; ++i) {
+    const std::shared_ptr<void> block = bcq::allocate_block(5000);
+    std::memset(block.get(), i, 5000);
+  }
+  expect(memory().resident < before.resident + (size_t(1) << 20), "blocks that come and go leave memory behind");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -125,5 +146,6 @@ int main(int count, char** arguments) {
   written_pages_are_kept(arguments[1]);
   neighbours_in_the_same_page_are_kept(arguments[1]);
   blocks_are_apart_aligned_and_given_back();
+  a_weak_pointer_keeps_no_memory();
   return faults == 0 ? 0 : 1;
 }
