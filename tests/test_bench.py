@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bcq import bench
-from bcq.bench import contender, contenders, measure, roster
+from bcq.bench import contender, contenders, measure, roster, tables
 from bcq.bench.bandwidth import ReadBandwidth
 from bcq.bench.contender import Contender, Float32, Weights
 from bcq.bench.plan import Plan, problems
@@ -107,6 +107,20 @@ def test_ratios_name_the_best_peer_of_each_width() -> None:
         "64 x 64", "1", "2", "memory", "3", "near-exact", "10", "50%",
         "1.20x lut", "0.90x b=32", "5.00x b=128", "7.00x",
     ]  # fmt: skip
+
+
+def test_the_summary_has_near_exact_products_from_memory_and_batches_of_the_largest_shape() -> None:
+    found = result(
+        ours(10.0),
+        ours(9.0, arithmetic="int8"),
+        ours(11.0, cold=False),
+        ours(12.0, tokens=32, cold=False),
+        ours(13.0, tokens=32, cold=False, rows=16),
+        peer("MatMulNBits 8-bit b=128", 9.0, 8, tokens=32, cold=False, rows=16),
+    )
+    rows = tables.to_summary(found).splitlines()[2:]
+    assert [row.split("|")[7].strip() for row in rows] == ["10", "12"]
+    assert "8-bit" not in tables.to_summary(found)
 
 
 def test_the_table_has_every_figure_and_who_was_absent_and_why() -> None:

@@ -104,7 +104,7 @@ def test_all_files_are_written(bench: Run, tmp_path: Path) -> None:
     assert "leave the machine alone" in err
     assert "BcqMatMul q=2 g=128" in out
     assert sorted(file.name for file in (tmp_path / "all").iterdir()) == [
-        "48x96.svg", "bench.json", "bench.md", "bench.txt",
+        "48x96.svg", "bench.json", "bench.md", "bench.txt", "summary.md",
     ]  # fmt: skip
     assert (tmp_path / "a.svg").read_text() == (tmp_path / "all" / "48x96.svg").read_text()
     assert CostTable.read(tmp_path / "c.json").microseconds(48, 96, 2, 128) > 0

@@ -43,14 +43,28 @@ def to_page(result: BenchResult) -> str:
 
 def to_markdown(result: BenchResult) -> str:
     """Times of the best peer of each width over times of BcqMatMul: above 1 means faster than the peer."""
-    groups = result.by_problem()
+    return _ratios(result, list(_PEERS), lambda m: m.ours)
+
+
+def to_summary(result: BenchResult) -> str:
+    """The same in short: the near-exact class, weights from memory, and batches at the largest shape."""
+    largest = max((m.rows * m.inputs for m in result.measurements), default=0)
+
+    def is_shown(m: Measurement) -> bool:
+        ours = m.ours and m.arithmetic == "near-exact"
+        return ours and (m.cold if m.tokens == 1 else m.rows * m.inputs == largest)
+
+    return _ratios(result, ["2-bit", "3-bit", "4-bit", "fp32"], is_shown)
+
+
+def _ratios(result: BenchResult, names: list[str], is_shown: Callable[[Measurement], bool]) -> str:
     peers = [m for m in result.measurements if not m.ours]
-    columns = {name: key for name, key in _PEERS.items() if any(key(m) for m in peers)}
+    columns = {name: _PEERS[name] for name in names if any(_PEERS[name](m) for m in peers)}
     rows = [
         [*_ours(m), *(_ratio(m, fastest(filter(key, _others(group)))) for key in columns.values())]
-        for group in groups
+        for group in result.by_problem()
         for m in group
-        if m.ours
+        if is_shown(m)
     ]
     return report.table([*_RATIOS, *columns], rows, "lrrlrlrr" + "r" * len(columns))
 

@@ -25,7 +25,7 @@ EXAMPLES = """\
   bcq bench --full --dry-run                  # what would run, and for how long"""
 
 ARITHMETIC = {0: "near-exact", 1: "float32", 4: "int8"}  # by accuracy_level
-OWN_FILES = ("bench.json", "bench.md", "bench.txt")
+OWN_FILES = ("bench.json", "bench.md", "bench.txt", "summary.md")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -69,7 +69,7 @@ def _add_outputs(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="say what would run and how long; run nothing")
     group.add_argument("--markdown", action="store_true", help="print the Markdown table only")
     group.add_argument("--svg", type=Path, metavar="FILE", help="a picture of the first shape")
-    folder = "folder for bench.json, bench.md, bench.txt and one picture a shape"
+    folder = "folder for bench.json, bench.md, bench.txt, summary.md, pictures"
     group.add_argument("--output", "-o", type=Path, metavar="DIR", help=folder)
     table = "times of BcqMatMul by shape and bits, as JSON; see docs/cost-table.md"
     group.add_argument("--cost-table", type=Path, metavar="FILE", help=table)
@@ -204,7 +204,8 @@ def _write(arguments: argparse.Namespace, result: BenchResult) -> None:
     if arguments.output:
         folder = arguments.output
         folder.mkdir(exist_ok=True)
-        texts = (json.dumps(result.to_json(), indent=1), tables.to_page(result), tables.to_table(result))
+        pages = (tables.to_page(result), tables.to_table(result), tables.to_summary(result))
+        texts = (json.dumps(result.to_json(), indent=1), *pages)
         for name, text in zip(OWN_FILES, texts, strict=True):
             (folder / name).write_text(text + "\n", encoding="utf-8")
         if arguments.goals:
