@@ -87,7 +87,7 @@ def test_a_stopped_export_goes_on_where_it_stopped_and_makes_the_same_bytes(
 ) -> None:
     export(two_layers, tmp_path / "whole", QUICK)
     solved = count_solves(monkeypatch)
-    with pytest.raises((KeyboardInterrupt, ResourceError, MemoryError)) as caught:
+    with pytest.raises((KeyboardInterrupt, ResourceError)) as caught:
         export(two_layers, tmp_path / "out", QUICK, progress=StopsAt(1, fault))
     if isinstance(caught.value, ResourceError):
         assert caught.value.hint.endswith("--resume goes on with the 1 matrices that are done.")

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bcq import manifest
-from bcq.errors import InputError, ResourceError, UsageError
+from bcq.errors import InputError, ResourceError, UsageError, is_out_of_memory, out_of_memory
 
 if TYPE_CHECKING:
     from bcq.resume import Finished
@@ -102,6 +102,8 @@ class AtomicFolder:
 
     def _told(self, fault: BaseException) -> BaseException:
         cause = fault.__cause__ if self._is_own(fault) else fault
+        if cause is not None and is_out_of_memory(cause):
+            return out_of_memory(f"while {self._path} was written")
         return self._disk(cause) if isinstance(cause, OSError) else fault
 
     def _remove_parents(self) -> None:

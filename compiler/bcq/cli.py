@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from bcq import __version__
 from bcq.commands import VERBS
-from bcq.errors import BcqError, InputError, ResourceError, UsageError
+from bcq.errors import BcqError, InputError, ResourceError, UsageError, is_out_of_memory, out_of_memory
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -83,8 +83,8 @@ def as_bcq_error(error: Exception) -> BcqError:
     """The error that a user reads: its own if it is one of ours, else the class that its type stands for."""
     if isinstance(error, BcqError):
         return error
-    if isinstance(error, MemoryError):
-        return ResourceError("E602", "out of memory.", "Close other programs or use a larger machine.")
+    if is_out_of_memory(error):
+        return out_of_memory()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" on the disk of '{error.filename}'" if error.filename else ""
         return ResourceError("E601", f"no space left{place}.", "Free some space or choose another --output.")

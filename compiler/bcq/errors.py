@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
+_MEMORY = re.compile(
+    r"allocate memory|not enough memory|bad.alloc|std::bad_alloc|out of memory", re.IGNORECASE
+)
+
 
 class BcqError(Exception):
     """A fault that has one clear reason.
@@ -57,3 +64,20 @@ class ResourceError(BcqError):
     """E6xx: memory, disk or a needed program is missing."""
 
     exit_code = 6
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether memory ran out, in whatever way Python, NumPy, PyTorch or ONNX Runtime say so."""
+    if isinstance(fault, OSError):
+        return fault.errno == errno.ENOMEM
+    own = isinstance(fault, BcqError)  # told already, perhaps about another program's memory
+    return isinstance(fault, MemoryError) or (not own and _MEMORY.search(str(fault)) is not None)
+
+
+def out_of_memory(what: str = "") -> ResourceError:
+    """The error for it; ``what``: a clause that says what was being done."""
+    return ResourceError(
+        "E602",
+        f"out of memory{what and ' '}{what}.",
+        "Close other programs, or use a machine with more memory.",
+    )

@@ -74,7 +74,7 @@ class Finished:
         """Removes the store, unless the run was stopped and can go on; then the fault with that hint."""
         if self._lock is None:
             return None
-        stopped = isinstance(fault, KeyboardInterrupt | MemoryError | OSError | ResourceError)
+        stopped = isinstance(fault, KeyboardInterrupt | ResourceError)
         if not (stopped and self.count):
             shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock)

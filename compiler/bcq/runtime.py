@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 
 from bcq import contract
-from bcq.errors import BcqError, InputError, ResourceError
+from bcq.errors import BcqError, InputError, ResourceError, is_out_of_memory, out_of_memory
 from bcq.external import check_file
 from bcq.inside import check_unchanged, inner_file
 from bcq.integrity import require_files
@@ -160,6 +160,8 @@ def check_onnxruntime(version: str) -> None:
 
 def explain(error: Exception, model: Path) -> BcqError:
     """ONNX Runtime's reason for refusing a model, with our code and hint."""
+    if is_out_of_memory(error):
+        return out_of_memory(f"while {model} was opened")
     text = one_line(error)
     kind = type(error).__name__
     if f"{contract.MATMUL.name} '" in text or f"{contract.GATHER.name} '" in text:

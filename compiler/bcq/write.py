@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bcq.atomic import sync
-from bcq.errors import ResourceError
+from bcq.errors import ResourceError, is_out_of_memory, out_of_memory
 
 ALIGNMENT = 4096  # a page: mapped without a copy by any runtime (ops/README.md asks for it)
 MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay inside the model file
@@ -59,6 +59,8 @@ def write_model(model: ir.Model, path: Path, data_name: str | None = None) -> No
                 Path(file.name).replace(path)
         sync(path.parent)  # makes the renames durable
     except OSError as fault:
+        if is_out_of_memory(fault):
+            raise out_of_memory(f"while '{path}' was written") from fault
         raise ResourceError(
             "E601",
             f"cannot write '{path}': {fault.strerror or fault}.",

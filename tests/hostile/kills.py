@@ -34,7 +34,6 @@ from graphs import model_of, normal
 from tiny_models import save
 
 MODES = {"count": 1, "kill": 2, "full once": 3, "full": 4}
-SUBJECTS = ("graph", "quantize", "model")
 _TWO_LAYERS = """graph (float[n, 64] x) => (float[n, 48] y) {
     h = MatMul (x, first)
     r = Relu (h)

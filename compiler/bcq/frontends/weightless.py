@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from bcq import checkpoint
-from bcq.errors import InputError, UnsupportedError
+from bcq.errors import InputError, UnsupportedError, is_out_of_memory, out_of_memory
 from bcq.frontends.architectures import Architecture, architecture_of, class_name_of
 
 MOST_LAYERS = 1000  # the deepest models have 126
@@ -135,6 +135,8 @@ def _build(class_name: str, config: Any) -> Any:
         with _parameters_on_meta():
             model = found(config, **_without_pooler(class_name))
     except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as fault:
+        if is_out_of_memory(fault):
+            raise out_of_memory(f"for the {class_name} that config.json describes") from fault
         reason = " ".join(str(fault).split())[:200]
         raise InputError("E102", f"config.json does not make a {class_name}: {reason}") from fault
     _give_shared_zero(model)
