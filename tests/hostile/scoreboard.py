@@ -91,6 +91,7 @@ def main() -> int:
     arguments = parser.parse_args()
     verdicts = run_all(arguments.groups, arguments.workers) + run_faults()
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1) + "\n")
     print(table(verdicts))
     ours = bad_ones(verdicts)
