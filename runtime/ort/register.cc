@@ -18,6 +18,15 @@ namespace {
 // Marks session options that have the domain already: ONNX Runtime refuses a domain that is added twice.
 constexpr const char* kMark = "bcq.registered";
 
+// Given back when the registration that it is made for fails; otherwise it lives as long as the process.
+struct Domain {
+  const Calls& calls;
+  OrtCustomOpDomain* handle = nullptr;
+  ~Domain() {
+    if (handle != nullptr) calls.ReleaseCustomOpDomain(handle);
+  }
+};
+
 // All operators for one ONNX Runtime and one choice of settings; a process may hold more than one of each.
 struct Registration {
   Registration(const OrtApi* api, const Settings& chosen)
@@ -26,15 +35,16 @@ struct Registration {
         ops{matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
             matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
             gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
-            gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)} {
-    check(calls, calls.CreateCustomOpDomain(contract::kDomain, &domain));
-    for (const CustomOp& op : ops) check(calls, calls.CustomOpDomain_Add(domain, &op));
+            gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)},
+        domain{calls} {
+    check(calls, calls.CreateCustomOpDomain(contract::kDomain, &domain.handle));
+    for (const CustomOp& op : ops) check(calls, calls.CustomOpDomain_Add(domain.handle, &op));
   }
 
   const Calls calls;
   const Settings settings;
   const CustomOp ops[4];
-  OrtCustomOpDomain* domain = nullptr;
+  Domain domain;
 };
 
 // Made once per ONNX Runtime and settings, and never freed: sessions keep pointers into it until the process ends.
@@ -64,7 +74,7 @@ void add_to(OrtSessionOptions* options, const OrtApi* api) {
   const Calls calls = calls_of(api);
   const Settings settings = read_settings(calls, options);
   if (is_registered(calls, options, settings)) return;
-  check(calls, calls.AddCustomOpDomain(options, registration_for(api, settings).domain));
+  check(calls, calls.AddCustomOpDomain(options, registration_for(api, settings).domain.handle));
   check(calls, calls.AddSessionConfigEntry(options, kMark, settings.text().c_str()));
 }
 
