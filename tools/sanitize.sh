@@ -27,7 +27,8 @@ trap 'rm -rf "$folder"' EXIT
 [ "$sanitizers" = thread ] && exit
 
 # Programs that the tests compile themselves are linked without sanitizers: those tests stay out.
-export LD_PRELOAD=$(g++ -print-file-name=$preload)
+# Exceptions are intercepted where the C++ library is there from the start, which in Python it is not.
+export LD_PRELOAD="$(g++ -print-file-name=$preload) $(g++ -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=${TSAN_OPTIONS:-} UBSAN_OPTIONS=print_stacktrace=1
 export BCQ_LIBRARY=$PWD/$build/runtime/libbcq_ops.so
 case $build in /*) BCQ_LIBRARY=$build/runtime/libbcq_ops.so ;; esac
