@@ -49,23 +49,23 @@ struct Sums {
   __m512i chain[kChains];
   __m512i& at(int i) { return chain[i % kChains]; }
   __m512i total() { return two_chains ? _mm512_add_epi32(at(0), at(1)) : at(0); }
+
+  // After look-ups and around the end of a loop: GCC 12 would have two registers for a sum, and moves between them.
+  __attribute__((always_inline)) void keep_in_one_register() {
+#ifdef __AVX512F__  // not where tests emulate the instructions
+    asm("" : "+v"(at(0)));
+    if (two_chains) asm("" : "+v"(at(1)));
+#endif
+  }
 };
 
-// Around the end of a loop: GCC 12 would keep a sum in two registers, one for the next turn and one for after the loop.
 template <typename AnySums, int rows, int planes>
 __attribute__((always_inline)) inline void keep_in_one_register(AnySums (&sums)[rows][planes]) {
-#ifdef __AVX512F__  // not where tests emulate the instructions
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int i = 0; i < planes; ++i) {
-      asm("" : "+v"(sums[r][i].at(0)));
-      if (sums[r][i].kChains > 1) asm("" : "+v"(sums[r][i].at(1)));
-    }
+    for (int i = 0; i < planes; ++i) sums[r][i].keep_in_one_register();
   }
-#else
-  (void)sums;
-#endif
 }
 
 // Of each chunk 64 bytes each of: hi of even quads, hi of odd quads, lo of even quads, lo of odd quads.
@@ -73,21 +73,20 @@ struct T16 {
   static constexpr Entries kEntries = kT16;
 
   struct Tables {
-    __m512i high[2];  // of the even and the odd quads
-    __m512i low[2];
+    __m512i parts[4];  // in that order
   };
   static Tables load(const uint8_t* table) {
-    return {{load_table(table), load_table(table + 64)}, {load_table(table + 128), load_table(table + 192)}};
+    return {{load_table(table), load_table(table + 64), load_table(table + 128), load_table(table + 192)}};
   }
 
   template <typename AnySums>
   static void look_up(const Tables& tables, const Indexes& index, AnySums& sums) {
     const __m512i most = _mm512_set1_epi8(char(0xff));
     const __m512i one = _mm512_set1_epi8(1);
-    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), most, _mm512_permutexvar_epi8(index.even, tables.high[0]));
-    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), _mm512_permutexvar_epi8(index.even, tables.low[0]), one);
-    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), most, _mm512_permutexvar_epi8(index.odd, tables.high[1]));
-    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), _mm512_permutexvar_epi8(index.odd, tables.low[1]), one);
+    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), most, _mm512_permutexvar_epi8(index.even, tables.parts[0]));
+    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), _mm512_permutexvar_epi8(index.even, tables.parts[2]), one);
+    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), most, _mm512_permutexvar_epi8(index.odd, tables.parts[1]));
+    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), _mm512_permutexvar_epi8(index.odd, tables.parts[3]), one);
   }
 
   static void write_chunk(const float* scaled, uint8_t* table) {
@@ -113,15 +112,15 @@ struct T8 {
   static constexpr Entries kEntries = kT8;
 
   struct Tables {
-    __m512i entries[2];  // of the even and the odd quads
+    __m512i parts[2];
   };
   static Tables load(const uint8_t* table) { return {{load_table(table), load_table(table + 64)}}; }
 
   template <typename AnySums>
   static void look_up(const Tables& tables, const Indexes& index, AnySums& sums) {
     const __m512i one = _mm512_set1_epi8(1);
-    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), one, _mm512_permutexvar_epi8(index.even, tables.entries[0]));
-    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), one, _mm512_permutexvar_epi8(index.odd, tables.entries[1]));
+    sums.at(0) = _mm512_dpbusd_epi32(sums.at(0), one, _mm512_permutexvar_epi8(index.even, tables.parts[0]));
+    sums.at(1) = _mm512_dpbusd_epi32(sums.at(1), one, _mm512_permutexvar_epi8(index.odd, tables.parts[1]));
   }
 
   static void write_chunk(const float* scaled, uint8_t* table) {
@@ -172,11 +171,14 @@ __attribute__((always_inline)) inline void look_up_chunk(const uint32_t* line, i
   for (int i = 0; i < planes && rows > 1; ++i) index[i] = next_indexes(line + i * kTileRows, ahead);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
-    const typename Method::Tables tables = Method::load(table + size_t(r) * row_bytes);
+    // GCC 12 loads tables again for each plane without the barrier, and puts them on the stack if they are const.
+    typename Method::Tables tables = Method::load(table + size_t(r) * row_bytes);
+    if (planes > 1) asm volatile("" ::: "memory");
 #pragma GCC unroll 8
     for (int i = 0; i < planes; ++i) {
       if (rows == 1) index[i] = next_indexes(line + i * kTileRows, ahead);  // later, which saves registers
       Method::look_up(tables, index[i], sums[r][i]);
+      sums[r][i].keep_in_one_register();
     }
   }
 }
@@ -196,6 +198,7 @@ __attribute__((always_inline)) inline void add_planes(const MatMulProblem& p, co
   const int64_t step = bits * kTileRows;
   const uint8_t* table = a.tables(0) + size_t(block.first_chunk) * Method::kEntries.table_bytes;
   int64_t left = block.chunks;
+  asm("" : "+r"(left));  // knowing that it is at most four, GCC would unroll, and load the tables for each plane
   do {
     look_up_chunk<Method, rows, planes>(line, ahead, table, a.row_bytes, sums);
     line += step;
