@@ -60,12 +60,12 @@ def test_a_lack_of_memory_is_told_wherever_it_comes() -> None:
     tests = str(Path(__file__).parent)
     path = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", "hostile.limits", "2", "36", "60"],
+        [sys.executable, "-m", "hostile.limits", "2", "36"],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 6, done.stderr[-2000:]
+    assert len(found) == 4, done.stderr[-2000:]
     assert done.returncode == 0, found
     assert {run["code"] for run in found} >= {"6"}
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
-        command=["bcq", *recorded(arguments.words)],
+        command=["bcq", *recorded(arguments.words, arguments.source)],
         fuse=arguments.fuse,
         resume=arguments.resume,
     )

@@ -75,11 +75,11 @@ def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
     return QuantizeOptions(**given(arguments))
 
 
-def recorded(words: Sequence[str]) -> list[str]:
+def recorded(words: Sequence[str], source: Path) -> list[str]:
     """The words of a command for the manifest, without those that cannot change the files that it makes.
 
-    These are the place of the output, which would make the same export differ from folder to folder, and how
-    the command talks.
+    These are the places of source and output, which would make the same export differ from folder to folder
+    and tell the names of private ones, and how the command talks. Of the source, the last name stays.
     """
     kept: list[str] = []
     left = iter(words)
@@ -87,7 +87,7 @@ def recorded(words: Sequence[str]) -> list[str]:
         if word == "-o" or (word.startswith("--o") and "--output".startswith(word)):
             next(left, None)
         elif not (word in _TALK or word.startswith(("-o", "--output="))):
-            kept.append(word)
+            kept.append(source.resolve().name if Path(word) == source else word)
     return kept
 
 

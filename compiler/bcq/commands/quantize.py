@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         options,
         progress=progress(arguments),
-        command=["bcq", *recorded(arguments.words)],
+        command=["bcq", *recorded(arguments.words, arguments.model)],
         resume=arguments.resume,
     )
     matrices = report.read_report(arguments.output) or []
