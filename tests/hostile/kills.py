@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import bcq
+from bcq.commands.options import recorded
 from bcq.errors import ResourceError
 from bcq.export import export
 from bcq.integrity import check_integrity
@@ -93,7 +94,7 @@ class Subject:
     def write(self, output: Path, options: dict[str, Any], resume: bool) -> None:
         """One run, in this process."""
         work = quantize if self.name == "quantize" else export
-        command = ["bcq", *self.words(options)]
+        command = ["bcq", *recorded(self.words(options), self.source)]
         work(self.source, output, QuantizeOptions(**options), command=command, resume=resume)
 
     def fresh(self) -> Path:
