@@ -11,9 +11,9 @@ namespace {
 // The quads 0 and 2, 1 and 3, 4 and 6, 5 and 7 of a chunk share a vector, see table_offset.
 inline int first_of_two(int pair) { return 4 * (pair >> 1) + (pair & 1); }
 
-inline void store_two(const uint8_t* table, int quad, __m256i packed) {
+inline void store_two(uint8_t* table, int quad, __m256i packed) {
   const __m256i quads = _mm256_permute4x64_epi64(packed, 0xd8);  // packs work lane by lane
-  _mm256_store_si256(reinterpret_cast<__m256i*>(const_cast<uint8_t*>(table) + table_offset(quad)), quads);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(table + table_offset(quad)), quads);
 }
 
 // Entries are stored as v + 2^15, a vector of low bytes and one of high bytes.

@@ -67,9 +67,8 @@ inline void add_offsets(const RowBlocks& rows, const PairFloats& offset, PairFlo
 
 template <typename Method, typename Order, int chunks>
 void add_pair(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, const RowBlocks& rows,
-              const TilePair& tiles, PairFloats* y) {
+              const TilePair& tiles, int64_t ahead, PairFloats* y) {
   const int64_t words = p.bits * kTileRows;
-  const int64_t ahead = 2 * plan.chunks * words;  // the next pair
   const uint32_t* a = first_line(p, plan, block, tiles.a);
   const uint32_t* b = first_line(p, plan, block, tiles.b);
   for (int64_t plane = 0; plane < p.bits; ++plane, a += kTileRows, b += kTileRows) {
@@ -102,12 +101,24 @@ struct Panel {
   }
 };
 
+// How far ahead (in words) the codes lie that come after a pair: those of the next pair, and after the last one the
+// next block of the first pair, or the first block of the next panel.
+inline int64_t words_ahead(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, const Panel& panel,
+                           int64_t pair) {
+  const int64_t words = p.bits * kTileRows;
+  const int64_t next_pair = 2 * plan.chunks * words;
+  if (pair + 1 < panel.pairs()) return next_pair;
+  if (block.first_chunk + block.chunks == plan.chunks) return next_pair - block.first_chunk * words;
+  return block.chunks * words - (panel.pairs() - 1) * next_pair;
+}
+
 template <typename Method, typename Order, int chunks>
 void add_block(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, const LookupBlock& block,
                const Panel& panel, PairFloats* y) {
   const RowBlocks rows = row_blocks(plan, set, block);
   for (int64_t i = 0; i < panel.pairs(); ++i) {
-    add_pair<Method, Order, chunks>(p, plan, block, rows, panel.pair(i), y + i * kRowsAtOnce);
+    const int64_t ahead = words_ahead(p, plan, block, panel, i);
+    add_pair<Method, Order, chunks>(p, plan, block, rows, panel.pair(i), ahead, y + i * kRowsAtOnce);
   }
 }
 

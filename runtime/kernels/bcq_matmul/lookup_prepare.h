@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prepares activations for the look-up kernels of x86: block scales, block sums, and the sixteen signed sums of each quad.
+// Prepares activations for the look-up kernels of x86: block scales, block sums, the sixteen signed sums of each quad.
 // Needs AVX2, FMA and F16C; how a table entry is split into bytes is the business of each ISA file.
 #pragma once
 
@@ -11,10 +11,8 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kBlockInputs = kBlockChunks * kWordBits;
-
-// Rows are brought into range (row_range.h), so that neither a sum of 128 activations nor s can overflow or lose bits to
-// subnormals. A block below this is under 2^-33 of its row, or zero, and counts as zero.
+// Rows are brought into range (row_range.h), so that neither a sum of 128 activations nor s can overflow or lose bits
+// to subnormals. A block below this is under 2^-33 of its row, or zero, and counts as zero.
 constexpr float kNoScale = 0x1p-100f;
 
 inline float largest(__m256 x) {
@@ -29,20 +27,32 @@ inline float total(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
 }
 
-// Copies a block times `in`, zeros behind K, and returns the largest sum of magnitudes of one of its quads.
-inline float load_block(const MatMulProblem& p, int64_t m, const LookupBlock& block, float in, float* x, float* sum) {
+// In every element, the sum of its quad: (x0 + x1) + (x2 + x3).
+inline __m256 quad_sums(__m256 x) {
+  const __m256 pairs = _mm256_add_ps(x, _mm256_permute_ps(x, 0xb1));
+  return _mm256_add_ps(pairs, _mm256_permute_ps(pairs, 0x4e));
+}
+
+inline __m256 eight_scaled(const MatMulProblem& p, int64_t m, int64_t k, float in) {
+  return _mm256_mul_ps(eight_inputs(p, m, k), _mm256_set1_ps(in));
+}
+
+// The sum of a block's inputs times `in`, and the largest sum of magnitudes of one of its quads.
+struct BlockSize {
+  float sum;
+  float most;
+};
+
+inline BlockSize size_of_block(const MatMulProblem& p, int64_t m, const LookupBlock& block, float in) {
   const int64_t first = block.first_chunk * kWordBits;
   __m256 most = _mm256_setzero_ps();
   __m256 all = _mm256_setzero_ps();
-  for (int64_t j = 0; j < block.chunks * kWordBits; j += 8) {
-    const __m256 v = _mm256_mul_ps(eight_inputs(p, m, first + j), _mm256_set1_ps(in));
-    _mm256_store_ps(x + j, v);
+  for (int64_t k = first; k < first + block.chunks * kWordBits; k += 8) {
+    const __m256 v = eight_scaled(p, m, k, in);
     all = _mm256_add_ps(all, v);
-    const __m256 pairs = _mm256_hadd_ps(magnitude(v), magnitude(v));
-    most = _mm256_max_ps(most, _mm256_hadd_ps(pairs, pairs));
+    most = _mm256_max_ps(most, quad_sums(magnitude(v)));
   }
-  *sum = total(all);
-  return largest(most);
+  return {total(all), largest(most)};
 }
 
 // Entries n = 0..15 of one quad: bit j of n is the sign of x[j], 1 for plus. Already scaled; rounds to nearest.
@@ -62,22 +72,29 @@ inline __m256i quad_entries(const float* x) {
 // Prepares row m. write_chunk(const float* scaled, uint8_t* table) stores the eight quads of one chunk, whose entries
 // have magnitudes up to `range`, and which takes plan.table_bytes.
 template <typename WriteChunk>
-inline void prepare_row(const MatMulProblem& p, const LookupPlan& plan, void* scratch, int64_t m, float range,
+inline void prepare_row(const MatMulProblem& problem, const LookupPlan& plan, void* scratch, int64_t m, float range,
                         WriteChunk write_chunk) {
+  const MatMulProblem p = problem;  // stores into scratch cannot change a copy: its fields stay in registers
   const LookupRow row = lookup_row(plan, scratch, m);
   const RowRange row_range = range_of_row(p, m);
   *row.out = row_range.finite ? row_range.out : std::numeric_limits<float>::quiet_NaN();
   for_each_block(plan, [&](const LookupBlock& block) {
-    alignas(32) float x[kBlockInputs];
-    const float most = load_block(p, m, block, row_range.in, x, &row.sum[block.number]);
+    const BlockSize size = size_of_block(p, m, block, row_range.in);
+    row.sum[block.number] = size.sum;
+    row.scale[block.number] = size.most;
+  });
+  // A pass of its own, so that the sums and divisions of different blocks overlap.
+  for_each_block(plan, [&](const LookupBlock& block) {
+    const float most = row.scale[block.number];
     const bool scaled = most >= kNoScale;
     row.scale[block.number] = scaled ? most / range : 0.0f;
     const __m256 inverse = _mm256_set1_ps(scaled ? range / most : 0.0f);
-    for (int64_t j = 0; j < block.chunks * kWordBits; j += 8) {
-      _mm256_store_ps(x + j, _mm256_mul_ps(_mm256_load_ps(x + j), inverse));
-    }
-    for (int64_t c = 0; c < block.chunks; ++c) {
-      write_chunk(x + c * kWordBits, row.tables + size_t(block.first_chunk + c) * plan.table_bytes);
+    for (int64_t c = block.first_chunk; c < block.first_chunk + block.chunks; ++c) {
+      alignas(32) float x[kWordBits];
+      for (int64_t j = 0; j < kWordBits; j += 8) {
+        _mm256_store_ps(x + j, _mm256_mul_ps(eight_scaled(p, m, c * kWordBits + j, row_range.in), inverse));
+      }
+      write_chunk(x, row.tables + size_t(c) * plan.table_bytes);
     }
   });
 }
