@@ -19,7 +19,9 @@ import bcq
 from bcq.atomic import AtomicFolder
 from bcq.errors import BcqError, InputError, ResourceError, UnsupportedError, UsageError
 from bcq.export import export
+from bcq.exported import ExportedWeights
 from bcq.manifest import check_manifest
+from bcq.parity import verify
 from bcq.plan import QuantizeOptions
 from bcq.write import write_model
 from graphs import model_of, normal
@@ -74,6 +76,24 @@ def test_the_same_export_twice_gives_the_same_bytes(two_layers: Path, tmp_path: 
         files = sorted((tmp_path / "out").iterdir())
         contents.append([(path.name, path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("level", [0, 1, 4])
+def test_every_product_gets_the_accuracy_level_and_verify_knows_its_class(
+    two_layers: Path, tmp_path: Path, level: int
+) -> None:
+    export(two_layers, tmp_path / "out", QUICK, accuracy_level=level)
+    weights = ExportedWeights.open(tmp_path / "out")
+    assert weights.int8 == (level == 4)
+    result = verify(tmp_path / "out", two_layers)
+    assert result.ok
+    assert (result.relative > 1e-3) == (level == 4)  # 1e-2 there, at most 1e-4 else
+
+
+def test_an_unknown_accuracy_level_is_refused(two_layers: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="got 5, expected one of 0, 1, 4") as caught:
+        export(two_layers, tmp_path / "out", QUICK, accuracy_level=5)
+    assert caught.value.code == "E202"
 
 
 def test_less_than_nine_tenths_packed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

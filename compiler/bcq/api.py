@@ -52,6 +52,7 @@ def export(
     *,
     allow_partial: bool = False,
     fuse: bool = True,
+    accuracy_level: int = 0,
     resume: bool = False,
     progress: Progress = SILENT,
     **options: Any,
@@ -63,6 +64,7 @@ def export(
         output: folder to write; an older export there is replaced as a whole.
         allow_partial: accept less than 90 % of matrix bytes packed.
         fuse: join matrices that read the same activations into one operator; results stay the same.
+        accuracy_level: of every product: 0 near-exact, 1 float32, 4 int8 activations (``ops/README.md``).
         resume: go on with the matrices that a stopped run of the same output has finished.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
@@ -83,6 +85,7 @@ def export(
         allow_partial=allow_partial,
         progress=progress,
         fuse=fuse,
+        accuracy_level=accuracy_level,
         resume=resume,
     )
 

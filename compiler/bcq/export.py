@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
+ACCURACY_LEVELS = (0, 1, 4)  # near-exact, float32, int8 activations; 2 and 3 are computed like 0
 Source = Path | QuantizedBase
 
 
@@ -65,6 +66,14 @@ class ExportResult:
         }
 
 
+@dataclass(frozen=True)
+class _GraphChoices:
+    """What the caller chose about the graph, not about the weights."""
+
+    fuse: bool
+    accuracy_level: int
+
+
 def export(
     source: str | Path | QuantizedBase,
     output: str | Path,
@@ -73,6 +82,7 @@ def export(
     progress: Progress = SILENT,
     command: Sequence[str] = ("bcq", "export"),
     fuse: bool = True,
+    accuracy_level: int = 0,
     resume: bool = False,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
@@ -85,31 +95,34 @@ def export(
         progress: told once a matrix.
         command: what to record in the manifest.
         fuse: join matrices that read the same activations (Q, K and V, say); results stay the same.
+        accuracy_level: of every product: 0 near-exact, 1 float32, 4 int8 activations (``ops/README.md``).
         resume: go on with the matrices that a stopped run of the same output has finished.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe.
-        UsageError: E201 for a pattern that fits no matrix, E203 for options with a base, for an output
-            folder that holds something else, and for one that would replace the source.
+        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, E203 for
+            options with a base, for an output folder that holds something else, and for one that would
+            replace the source.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
+    graph = _GraphChoices(fuse, _known_level(accuracy_level))
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     finished = Finished(output, resume)
     with AtomicFolder(output, finished) as folder:
         if isinstance(opened, QuantizedBase):
-            kind, packed = _export_base(opened, folder, progress, fuse)
+            kind, packed = _export_base(opened, folder, progress, graph)
         elif _is_graph(opened):
             chosen = options or QuantizeOptions()
-            kind, packed = "graph", _export_file(opened, folder, chosen, progress, fuse, finished)
+            kind, packed = "graph", _export_file(opened, folder, chosen, progress, graph, finished)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
                 base = _quantized(opened, Path(temporary) / "base", options, progress, finished)
-                kind, packed = _export_base(base, folder, progress, fuse)
+                kind, packed = _export_base(base, folder, progress, graph)
         _check_share(packed, allow_partial)
         recorded = _recorded_options(opened, options)
         text = report.report_json(packed.matrices, recorded, packed.fusions)
@@ -190,14 +203,23 @@ def _quantized(
     return quantize(model, folder, options, progress=progress, finished=finished)
 
 
-def _export_base(base: QuantizedBase, folder: Path, progress: Progress, fuse: bool) -> tuple[str, PackReport]:
+def _known_level(accuracy_level: int) -> int:
+    if accuracy_level in ACCURACY_LEVELS:
+        return accuracy_level
+    known = ", ".join(map(str, ACCURACY_LEVELS))
+    raise UsageError("E202", f"accuracy level: got {accuracy_level}, expected one of {known}.")
+
+
+def _export_base(
+    base: QuantizedBase, folder: Path, progress: Progress, graph: _GraphChoices
+) -> tuple[str, PackReport]:
     """Model, configuration and tokenizer of a base; the kind, and what was packed."""
     from bcq.frontends import hf
     from bcq.passes import FromBase
     from bcq.quantize import copy_side_files
 
     skeleton = hf.skeleton(base)
-    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress, fuse)
+    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress, graph)
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
@@ -211,7 +233,7 @@ def _export_file(
     folder: Path,
     options: QuantizeOptions,
     progress: Progress,
-    fuse: bool,
+    graph: _GraphChoices,
     finished: Finished,
 ) -> PackReport:
     """An ``.onnx`` file; its weights are solved one by one and wait on the disk, not in memory."""
@@ -221,18 +243,19 @@ def _export_file(
     stamps = check_file(path)
     model = onnx_file.load(path)
     with onnx_file.explained(path):
-        packed = _pack_and_write(model, SolveOnTheFly(options, finished), folder, progress, fuse)
+        packed = _pack_and_write(model, SolveOnTheFly(options, finished), folder, progress, graph)
     check_unchanged(stamps)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
 
 
 def _pack_and_write(
-    model: ir.Model, weights: WeightSource, folder: Path, progress: Progress, fuse: bool
+    model: ir.Model, weights: WeightSource, folder: Path, progress: Progress, graph: _GraphChoices
 ) -> PackReport:
     from bcq import passes
 
-    packed = passes.run(model, weights, progress, passes.PIPELINE if fuse else passes.UNFUSED)
+    pipeline = passes.PIPELINE if graph.fuse else passes.UNFUSED
+    packed = passes.run(model, weights, progress, pipeline, graph.accuracy_level)
     write_model(model, folder / MODEL_FILE)
     return packed
 

@@ -14,6 +14,7 @@ from bcq.errors import InputError
 from bcq.packing import PackedWeight
 
 MODEL_FILE = "model.onnx"
+INT8 = 4  # the accuracy_level of int8 activations
 _SUFFIX = ".codes"
 _SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _ATTRIBUTE_TYPES = {"int": ir.AttributeType.INT, "string": ir.AttributeType.STRING}
@@ -28,12 +29,14 @@ class ExportedWeights:
         packed: nodes' packed matrices, by the name of the matrix; each part of a fused one by its own.
         dense: every other initializer by its name, and each part of merged biases.
         matmuls: how many products with a packed matrix there are; a fused node counts for each of its parts.
+        int8: whether a product may use int8 activations (accuracy_level 4).
         gather_rows: for each graph input that looks rows up in a constant, the fewest rows of these.
     """
 
     packed: dict[str, PackedWeight]
     dense: dict[str, ir.TensorProtocol]
     matmuls: int
+    int8: bool
     gather_rows: dict[str, int]
 
     @classmethod
@@ -63,8 +66,10 @@ class ExportedWeights:
             if value.const_value is not None and name not in parts
         }
         dense.update(_merged_biases(model))
-        matmuls = sum(len(_note(node)) or 1 for node in nodes if node.op_type == contract.MATMUL.name)
-        return cls(packed, dense, matmuls, _gather_rows(model))
+        products = [node for node in nodes if node.op_type == contract.MATMUL.name]
+        matmuls = sum(len(_note(node)) or 1 for node in products)
+        int8 = any(node.attributes.get_int("accuracy_level") == INT8 for node in products)
+        return cls(packed, dense, matmuls, int8, _gather_rows(model))
 
     def names(self) -> set[str]:
         """Names of all matrices and dense tensors."""

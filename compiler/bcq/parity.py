@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # about its own relative size, so m of them add up to sqrt(m) times as much. One more term of the same size
 # covers the float32 sums that onnxruntime and PyTorch take in another order (about 1e-6 each, and thousands).
 OPERATOR_TOLERANCE = 1e-4
+INT8_TOLERANCE = 1.5e-2  # the same at accuracy level 4
 # In a float16 graph each result is rounded on both sides, and the reference's weights are, too: three
 # roundings of at most half a unit in the last place, 2^-11 / sqrt(3) RMS each, add up to 2^-11.
 HALF_ROUNDING = 2.0**-11
@@ -124,7 +125,9 @@ def tolerance(weights: ExportedWeights, half: bool = False) -> float:
         weights: the exported weights.
         half: whether the graph computes in float16.
     """
-    each = math.hypot(OPERATOR_TOLERANCE, HALF_ROUNDING) if half else OPERATOR_TOLERANCE
+    each = INT8_TOLERANCE if weights.int8 else OPERATOR_TOLERANCE
+    if half:
+        each = math.hypot(each, HALF_ROUNDING)
     return each * math.sqrt(weights.matmuls + 1)
 
 

@@ -39,6 +39,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="one operator a matrix, also where several (Q, K, V) read the same activations",
     )
     verb.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=(0, 1, 4),
+        default=0,
+        help="0 near-exact (default), 1 float32, slower; 4 int8 activations, faster with errors of 1 %%",
+    )
+    verb.add_argument(
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
     add_quantize_options(verb)
@@ -59,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=progress(arguments),
         command=["bcq", *recorded(arguments.words, arguments.source)],
         fuse=arguments.fuse,
+        accuracy_level=arguments.accuracy_level,
         resume=arguments.resume,
     )
     matrices = report.rows_of(result.report.matrices)

@@ -81,7 +81,11 @@ PLAIN: Pipeline = PACK + FINISH  # the graph's other nodes as they are
 
 
 def run(
-    model: ir.Model, source: WeightSource, progress: Progress = SILENT, pipeline: Pipeline = PIPELINE
+    model: ir.Model,
+    source: WeightSource,
+    progress: Progress = SILENT,
+    pipeline: Pipeline = PIPELINE,
+    accuracy_level: int = 0,
 ) -> PackReport:
     """Packs the matrices of ``model`` in place.
 
@@ -90,6 +94,7 @@ def run(
         source: gives the packed form of each matrix.
         progress: one step a matrix.
         pipeline: the passes, in order.
+        accuracy_level: of every product, see ``ops/README.md``.
 
     Returns:
         Every constant matrix that the graph multiplies with or looks up in, with what became of it.
@@ -98,7 +103,7 @@ def run(
         UnsupportedError: E401 for a model that is packed already, or whose opset is too old.
         InputError: E106 for a matrix with NaN or infinite values, E109 for one that does not fit its base.
     """
-    work = Work(source, progress)
+    work = Work(source, progress, accuracy_level)
     for step in pipeline:
         step(model, work)
     return work.report

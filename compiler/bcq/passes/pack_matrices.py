@@ -14,8 +14,6 @@ from bcq.passes.report import MatrixRecord
 from bcq.passes.weights import Left
 from bcq.passes.work import Matrix, PackedValues, Work
 
-DEFAULT_ACCURACY_LEVEL = 0  # ops/README.md: the implementation's default, relative error at most 1e-4
-
 
 def pack_matrices(model: ir.Model, work: Work) -> None:
     """Packs what has a reader for it; records what became of every matrix."""
@@ -62,7 +60,7 @@ def _pack(model: ir.Model, work: Work, matrix: Matrix, taken: set[str]) -> Matri
     if isinstance(packed, Left):
         return _record(matrix, None, packed.reason, packed.requested)
     matrix.packed = PackedValues(
-        _initializers(model.graph, matrix.ref.name, packed, taken), _attributes(packed)
+        _initializers(model.graph, matrix.ref.name, packed, taken), _attributes(packed, work.accuracy_level)
     )
     record = _record(matrix, packed, f"packed, but a dense copy stays: {dense}" if dense else "", False)
     errors = getattr(work.source, "errors", {})  # a source that only copies planes need not know them
@@ -81,7 +79,7 @@ def _initializers(graph: ir.Graph, name: str, packed: PackedWeight, taken: set[s
     return tuple(values)
 
 
-def _attributes(packed: PackedWeight) -> dict[str, int | str]:
+def _attributes(packed: PackedWeight, accuracy_level: int) -> dict[str, int | str]:
     return {
         "format_version": contract.FORMAT_VERSION,
         "layout": contract.LAYOUT,
@@ -90,7 +88,7 @@ def _attributes(packed: PackedWeight) -> dict[str, int | str]:
         "N": packed.rows,
         "group_size": packed.group_size,
         "code_hash": packed.code_hash(),
-        "accuracy_level": DEFAULT_ACCURACY_LEVEL,
+        "accuracy_level": accuracy_level,
     }
 
 

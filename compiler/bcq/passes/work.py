@@ -78,6 +78,7 @@ class Work:
 
     source: WeightSource
     progress: Progress
+    accuracy_level: int = 0  # of every BcqMatMul, ops/README.md
     matrices: list[Matrix] = field(default_factory=list)
     report: PackReport = field(default_factory=PackReport)
 
