@@ -59,9 +59,7 @@ def test_every_shape_gives_the_bits_of_the_model(emulated: Core, kernel: str, bi
 
 @KERNELS
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_long_rows_and_many_tiles_give_the_same_bits(
-    emulated: Core, kernel: str, tokens: int
-) -> None:
+def test_long_rows_and_many_tiles_give_the_same_bits(emulated: Core, kernel: str, tokens: int) -> None:
     # Four tiles pass at once for one row of A, sixteen for more: here several times, with a rest.
     weight = random_weight(300, 2500, 2, 128, offset=True)
     a = activations(tokens, 2500)
