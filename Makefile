@@ -68,7 +68,7 @@ kill: build ## kills and full disks at every call that changes the disk, with st
 	PYTHONPATH=tests $(PY) -m hostile.kill_score
 
 memory: build ## peak memory of quantizing and exporting a model of over 2 GB: 10 minutes, 5 GB of disk
-	$(PY) tools/peak_memory.py --folder build
+	$(PY) tools/peak_memory.py --folder build --method greedy
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
