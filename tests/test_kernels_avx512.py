@@ -15,6 +15,7 @@ from kernel_classes import tolerance
 from lookup_model import look_up
 from native_builds import emulated_library
 from nodes import activations, product, random_weight
+from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 
 LEVELS = {"avx512_t16": 0, "avx512_t8": 4}  # the accuracy_level of each kernel
 LIMITS = {"avx512_t16": 1e-4, "avx512_t8": 1e-2}  # ops/README.md: relative root mean square error
@@ -153,6 +154,24 @@ def test_a_poisoned_scaling_factor_reaches_its_own_output_and_no_other(
     y = emulated.matmul(a, packed, kernel=kernel, accuracy_level=LEVELS[kernel])
     assert not np.isfinite(y[:, 21]).any()
     assert np.delete(y, 21, axis=1).tobytes() == np.delete(clean, 21, axis=1).tobytes()
+
+
+@KERNELS
+@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_not_finite_has_the_bits_of_avx2_alone_and_in_a_batch(
+    emulated: Core, kernel: str, bits: int, dtype: Any
+) -> None:
+    weight = poisoned_weight(bits)
+    a = poisoned_activations(23, INPUTS, dtype)
+    level = LEVELS[kernel]
+    batch = emulated.matmul(a, weight, kernel=kernel, accuracy_level=level)
+    assert_one_nan(batch)
+    theirs = emulated.matmul(a, weight, kernel=kernel.replace("avx512", "avx2"), accuracy_level=level)
+    assert batch.tobytes() == theirs.tobytes()
+    for row in range(len(a)):
+        alone = emulated.matmul(a[row : row + 1], weight, kernel=kernel, accuracy_level=level)
+        assert alone.tobytes() == batch[row].tobytes()
 
 
 def test_int8_tables_are_for_those_who_ask_for_them(emulated: Core) -> None:

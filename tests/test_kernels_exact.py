@@ -15,6 +15,7 @@ from bcq.core import Core
 from bcq.packing import pack
 from kernel_copies import build
 from nodes import Array, activations, magnitudes, product, random_weight
+from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 kernels")
 
@@ -176,6 +177,20 @@ def test_avx512_gives_the_bits_of_avx2(emulated: Core, bits: int, dtype: Any) ->
                 group,
                 tokens,
             )
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_avx512_gives_the_bits_of_avx2_for_what_is_not_finite(emulated: Core, bits: int, dtype: Any) -> None:
+    weight = poisoned_weight(bits)
+    a = poisoned_activations(23, INPUTS, dtype)
+    batch = emulated.matmul(a, weight, kernel=EMULATED, accuracy_level=1)
+    assert_one_nan(batch)
+    theirs = emulated.matmul(a, weight, kernel=KERNEL, accuracy_level=1)
+    assert batch.tobytes() == theirs.tobytes()
+    for row in range(len(a)):
+        alone = emulated.matmul(a[row : row + 1], weight, kernel=EMULATED, accuracy_level=1)
+        assert alone.tobytes() == batch[row].tobytes()
 
 
 @needs_avx2

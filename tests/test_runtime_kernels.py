@@ -14,8 +14,9 @@ from bcq import contract
 from bcq.bcq import BcqWeight
 from bcq.core import Core
 from bcq.packing import PackedWeight, pack
-from kernel_classes import bound_of_level, level, relative_error, tolerance
+from kernel_classes import bound_of_level, level, method, relative_error, tolerance
 from nodes import Array, activations, magnitudes, product, random_weight
+from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 
 CORE = Core.load()
 MATMUL = [row.name for row in CORE.kernels(contract.MATMUL.name) if not row.flags & ~CORE.detected_flags()]
@@ -196,6 +197,64 @@ def test_a_poisoned_scaling_factor_reaches_its_own_output_and_no_other(
 
 
 @pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("factors", ["finite", "poisoned"])
+def test_what_is_not_finite_has_the_same_bits_alone_in_any_batch_and_in_any_split(
+    kernel: str, bits: int, dtype: Any, factors: str
+) -> None:
+    # Sign and payload of a NaN depend on the order of operands, so kernels return one NaN only.
+    weight = poisoned_weight(bits) if factors == "poisoned" else pack(random_weight(40, INPUTS, bits, 64))
+    a = poisoned_activations(23, INPUTS, dtype)
+    batch = multiply(kernel, a, weight, parts=1)
+    assert_one_nan(batch)
+    for parts in (2, 3):
+        assert multiply(kernel, a, weight, parts=parts).tobytes() == batch.tobytes()
+    for count in (1, 2, 5, 17):
+        for first in range(0, len(a) - count + 1, count):
+            some = multiply(kernel, a[first : first + count], weight)
+            assert some.tobytes() == batch[first : first + count].tobytes(), (first, count)
+
+
+def two_groups(first: float, second: float) -> tuple[Array, BcqWeight]:
+    """Two groups of 128 inputs and one plane of plus signs; the factors of the first group are zero."""
+    weight = random_weight(16, 256, 1, 128)
+    weight.words[:] = 0xFFFFFFFF
+    weight.alpha[..., 0], weight.alpha[..., 1] = 0, 1
+    return np.repeat(np.array([[first, second]], np.float32), 128, axis=1), weight
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
+@pytest.mark.parametrize("largest", [2.0**-60, 1.0, 2.0**70, 2.0**110])
+def test_activations_from_a_millionth_of_a_millionth_of_the_largest_on_count_whatever_its_factors(
+    kernel: str, largest: float
+) -> None:
+    # ops/README.md: what is below 2^-40 of the largest of its row may count as zero.
+    a, weight = two_groups(largest, largest * 2.0**-40)
+    error = np.abs(multiply(kernel, a, pack(weight)) - product(a, weight))
+    assert (error <= bound_of_level(kernel) * magnitudes(a, weight)).all()
+
+
+@pytest.mark.parametrize("kernel", [name for name in MATMUL if method(name) in ("t16", "t8")])
+def test_activations_far_below_the_largest_of_their_row_count_as_zero_in_look_ups(kernel: str) -> None:
+    a, weight = two_groups(1.0, 1e-31)
+    assert (multiply(kernel, a, pack(weight)) == 0).all()
+    a, weight = two_groups(1e-31, 1e-31)  # nothing in the row is larger
+    error = np.abs(multiply(kernel, a, pack(weight)) - product(a, weight))
+    assert (error <= bound_of_level(kernel) * magnitudes(a, weight)).all()
+
+
+@pytest.mark.parametrize("kernel", [name for name in MATMUL if level(name) == 1])
+@pytest.mark.parametrize(("largest", "step"), [(1.0, 2.0**-149), (2.0**100, 2.0**-85)])
+def test_level_one_loses_half_a_subnormal_step_a_rounding(kernel: str, largest: float, step: float) -> None:
+    for small in (2.0**-60, 2.0**-80, 1e-30, 2.0**-120, 2.0**-140):
+        a, weight = two_groups(largest, small)
+        error = np.abs(multiply(kernel, a, pack(weight)) - product(a, weight))
+        roundings = weight.inputs + 2 * weight.bits + 2
+        assert (error <= roundings * (2.0**-24 * magnitudes(a, weight) + step / 2)).all(), small
+
+
+@pytest.mark.parametrize("kernel", MATMUL)
 def test_large_small_and_zero_activations_keep_the_bound(kernel: str) -> None:
     weight = random_weight(40, 300, 3, 64)
     for scale in (0.0, 1e-38, 1e-30, 1e30):
@@ -221,6 +280,15 @@ def test_each_gather_kernel_equals_the_oracle_to_the_bit(
             for parts in (1, 4):
                 y = CORE.gather(indices, pack(weight), kernel=kernel, parts=parts)
                 assert y.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("kernel", GATHER)
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_gathered_rows_with_factors_that_are_not_finite_have_one_nan(kernel: str, bits: int) -> None:
+    y = CORE.gather(np.arange(40), poisoned_weight(bits), kernel=kernel)
+    assert_one_nan(y)
+    assert np.isposinf(y).any()
+    assert np.isneginf(y).any()
 
 
 def test_a_kernel_that_does_not_exist_is_refused_by_name() -> None:

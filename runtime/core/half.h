@@ -20,6 +20,11 @@ static inline uint32_t float_to_bits(float value) {
   return bits;
 }
 
+// One NaN for all: which operand's sign and payload an instruction keeps depends on how a compiler orders its operands.
+constexpr uint32_t kNanBits = 0x7fc00000u;
+
+static inline float canonical(float value) { return value == value ? value : bits_to_float(kNanBits); }
+
 static inline float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7fffu;

@@ -5,24 +5,14 @@
 #include <cstring>
 
 #include "core/half.h"
-#include "kernels/bcq_gather/kernel.h"
+#include "kernels/bcq_gather/rows.h"
 
 namespace bcq {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kWordBits = 32;
 constexpr int kLanes = 8;
 constexpr int kVectors = int(kWordBits) / kLanes;
 constexpr int kMaxPlanes = 8;
-
-// One row of W: where its first word and factors lie, and how far it is to the next ones.
-struct Row {
-  const uint32_t* words;
-  const uint16_t* alpha_1;
-  const uint16_t* alpha_rest;
-  const uint16_t* offset;
-};
 
 // What a bit of each plane adds, in all lanes; plane 0 with the zero that the specification starts from, which turns
 // -0 into +0.
@@ -30,35 +20,26 @@ struct Factors {
   __m256 minus[kMaxPlanes];
   __m256 plus[kMaxPlanes];
   __m256 offset;
+  bool finite;  // all of them; a sum of finite ones cannot overflow
 };
 
-inline int64_t row_number(const GatherProblem& p, int64_t i) {
-  const int64_t index =
-      p.index_is_int32 ? static_cast<const int32_t*>(p.indices)[i] : static_cast<const int64_t*>(p.indices)[i];
-  return index < 0 ? index + p.N : index;
-}
-
-inline Row row_at(const GatherProblem& p, int64_t number) {
-  const int64_t tile = number / kTileRows, lane = number % kTileRows;
-  const int64_t chunks = (p.K + kWordBits - 1) / kWordBits;
-  const int64_t cell = tile * ((p.K - 1) / p.group_size + 1);
-  return {p.codes + tile * chunks * p.bits * kTileRows + lane, p.alpha_1 + cell * kTileRows + lane,
-          p.bits > 1 ? p.alpha_rest + cell * (p.bits - 1) * kTileRows + lane : nullptr,
-          p.offset ? p.offset + cell * kTileRows + lane : nullptr};
-}
+inline bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
 inline Factors load_factors(const Row& row, int64_t group, int bits) {
   Factors f;
+  f.finite = true;
   const __m256 zero = _mm256_setzero_ps();
   for (int i = 0; i < bits; ++i) {
-    const uint16_t half =
-        i == 0 ? row.alpha_1[group * kTileRows] : row.alpha_rest[(group * (bits - 1) + i - 1) * kTileRows];
+    const uint16_t half = plane_alpha(row, group, i, bits);
+    f.finite &= is_finite(half);
     const __m256 alpha = _mm256_set1_ps(half_to_float(half));
     const __m256 negated = _mm256_xor_ps(alpha, _mm256_set1_ps(-0.0f));
     f.plus[i] = i == 0 ? _mm256_add_ps(zero, alpha) : alpha;
     f.minus[i] = i == 0 ? _mm256_add_ps(zero, negated) : negated;
   }
-  f.offset = row.offset ? _mm256_set1_ps(half_to_float(row.offset[group * kTileRows])) : zero;
+  const uint16_t offset = row.offset ? row.offset[group * kTileRows] : uint16_t(0);
+  f.finite &= is_finite(offset);
+  f.offset = _mm256_set1_ps(half_to_float(offset));
   return f;
 }
 
@@ -82,21 +63,29 @@ inline void decode_chunk(const uint32_t* words, const Factors& f, bool has_offse
   }
 }
 
+// A pass of its own over a group that has factors which are not finite, so that no other pays for it.
+__attribute__((noinline)) void make_canonical(float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = canonical(y[i]);
+}
+
 template <int bits>
 void decode_row(const GatherProblem& p, const Row& row, float* y) {
   const uint32_t* words = row.words;
   for (int64_t group = 0; group * p.group_size < p.K; ++group) {
     const Factors factors = load_factors(row, group, bits);
     const int64_t left = p.K - group * p.group_size;
+    const int64_t count = left < p.group_size ? left : p.group_size;
     float* to = y + group * p.group_size;
-    int64_t count = left < p.group_size ? left : p.group_size;
-    for (; count >= kWordBits; count -= kWordBits, to += kWordBits, words += bits * kTileRows) {
+    int64_t rest = count;
+    for (; rest >= kWordBits; rest -= kWordBits, to += kWordBits, words += bits * kTileRows) {
       decode_chunk<bits>(words, factors, row.offset != nullptr, to);
     }
-    if (count == 0) continue;
-    alignas(32) float last[kWordBits];  // only the last group ends inside a chunk
-    decode_chunk<bits>(words, factors, row.offset != nullptr, last);
-    std::memcpy(to, last, size_t(count) * sizeof(float));
+    if (rest != 0) {
+      alignas(32) float last[kWordBits];  // only the last group ends inside a chunk
+      decode_chunk<bits>(words, factors, row.offset != nullptr, last);
+      std::memcpy(to, last, size_t(rest) * sizeof(float));
+    }
+    if (!factors.finite) make_canonical(y + group * p.group_size, count);
   }
 }
 

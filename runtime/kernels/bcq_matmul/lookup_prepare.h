@@ -3,8 +3,7 @@
 // Needs AVX2, FMA and F16C; how a table entry is split into bytes is the business of each ISA file.
 #pragma once
 
-#include <limits>
-
+#include "core/half.h"
 #include "kernels/bcq_matmul/lookup_plan.h"
 #include "kernels/bcq_matmul/x86_rows.h"
 
@@ -12,7 +11,8 @@ namespace bcq {
 namespace {
 
 // Rows are brought into range (row_range.h), so that neither a sum of 128 activations nor s can overflow or lose bits
-// to subnormals. A block below this is under 2^-33 of its row, or zero, and counts as zero.
+// to subnormals. In a block below this, every activation is under 2^-40 of the row's largest one, which is at least
+// 2^-60, and counts as zero. ops/README.md allows that: other blocks may have factors so small that it shows.
 constexpr float kNoScale = 0x1p-100f;
 
 inline float largest(__m256 x) {
@@ -77,7 +77,7 @@ inline void prepare_row(const MatMulProblem& problem, const LookupPlan& plan, vo
   const MatMulProblem p = problem;  // stores into scratch cannot change a copy: its fields stay in registers
   const LookupRow row = lookup_row(plan, scratch, m);
   const RowRange row_range = range_of_row(p, m);
-  *row.out = row_range.finite ? row_range.out : std::numeric_limits<float>::quiet_NaN();
+  *row.out = row_range.finite ? row_range.out : bits_to_float(kNanBits);
   for_each_block(plan, [&](const LookupBlock& block) {
     const BlockSize size = size_of_block(p, m, block, row_range.in);
     row.sum[block.number] = size.sum;

@@ -8,7 +8,8 @@ namespace bcq {
 namespace {
 
 // With K below 2^31 and weights below 9 * 2^16, no partial sum of a row of A up to 2^76 reaches 2^128. Of a row from
-// 2^-60 on, what is lost to subnormals (steps of 2^-149) is under 2^-64 of the row's largest product with any alpha.
+// 2^-60 on, what a rounding loses to subnormals (steps of 2^-149) is under 2^-64 of the row's largest activation times
+// any alpha but zero. That may not be its own alpha: ops/README.md grants these steps, 2^-85 in a row above 2^76.
 constexpr uint32_t kLargestRowBits = (127u + 76u) << 23;
 constexpr uint32_t kSmallestRowBits = (127u - 60u) << 23;
 constexpr uint32_t kInfinityBits = 255u << 23;

@@ -67,8 +67,9 @@ void add_group(const MatMulProblem& p, const float* a, int64_t tile, int64_t gro
 void store(const MatMulProblem& p, int64_t m, int64_t tile, const double* y) {
   for (int64_t r = 0; r < kLanes && tile * kLanes + r < p.N; ++r) {
     const int64_t at = m * p.y_stride + tile * kLanes + r;
-    if (p.a_is_half) static_cast<uint16_t*>(p.y)[at] = float_to_half(float(y[r]));
-    else static_cast<float*>(p.y)[at] = float(y[r]);
+    const float value = canonical(float(y[r]));
+    if (p.a_is_half) static_cast<uint16_t*>(p.y)[at] = float_to_half(value);
+    else static_cast<float*>(p.y)[at] = value;
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "core/half.h"
 #include "kernels/bcq_matmul/kernel.h"
 #include "kernels/bcq_matmul/row_range.h"
 
@@ -51,13 +52,20 @@ inline RowRange range_of_row(const MatMulProblem& p, int64_t m) {
   return row_range(bits);
 }
 
+// Eight values of y times out, any NaN as the one of half.h.
+inline __m256 eight_outputs(const float* y, float out) {
+  const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(y), _mm256_set1_ps(out));
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(int(kNanBits)));
+  return _mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
 // Writes the outputs of one row of A and one tile, y times out; y holds sixteen values, and only those below N are
 // stored.
 inline void store_tile(const MatMulProblem& p, int64_t m, int64_t tile, const float* y, float out) {
   const size_t count = size_t(p.N - tile * kTileRows < kTileRows ? p.N - tile * kTileRows : kTileRows);
   const int64_t at = m * p.y_stride + tile * kTileRows;
-  const __m256 first = _mm256_mul_ps(_mm256_loadu_ps(y), _mm256_set1_ps(out));
-  const __m256 second = _mm256_mul_ps(_mm256_loadu_ps(y + 8), _mm256_set1_ps(out));
+  const __m256 first = eight_outputs(y, out);
+  const __m256 second = eight_outputs(y + 8, out);
   if (!p.a_is_half) {
     alignas(32) float values[kTileRows];
     _mm256_store_ps(values, first);
