@@ -17,7 +17,7 @@ KERNELS = RUNTIME / "kernels" / "bcq_matmul"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni")
 BUILD_SECONDS = 300
-COMMON = ("-std=c++17", "-O3", "-DNDEBUG", "-DBCQ_ARCH_X86=1", "-fPIC", f"-I{RUNTIME}")
+COMMON = ("-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-DBCQ_ARCH_X86=1", "-fPIC", f"-I{RUNTIME}")
 
 
 def isa_flags(source: Path) -> tuple[str, ...]:

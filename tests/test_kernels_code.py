@@ -125,6 +125,27 @@ def test_a_planted_spill_is_found_with_its_function_and_instruction(
     assert all(line.startswith("planted at ") and "%ymm" in line for line in stores + reads)
 
 
+def replaceable_symbols(built: Path) -> list[str]:
+    """Symbols of which a linker keeps one of several copies, perhaps one compiled for another CPU."""
+    listed = subprocess.run(["nm", "-C", str(built)], capture_output=True, text=True, check=True).stdout
+    symbols = [line[17:] for line in listed.splitlines()]
+    # DW.ref.*: holds the address of C++'s own function for exceptions, and no code.
+    return [symbol for symbol in symbols if symbol[0] in "WwVvu" and "DW.ref." not in symbol]
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_no_function_of_a_kernel_can_be_replaced_by_a_copy_for_another_cpu(file: str, tmp_path: Path) -> None:
+    # Without optimization no inline function or template disappears into its callers.
+    built = compile_object(SOURCES[file], tmp_path / "kernel.o", (*isa_flags(SOURCES[file]), "-O0", "-w"))
+    assert replaceable_symbols(built) == []
+
+
+def test_a_planted_inline_function_is_found_as_replaceable(tmp_path: Path) -> None:
+    source = tmp_path / "planted.cc"
+    source.write_text("inline int planted() { return 1; }\nint caller() { return planted(); }\n")
+    assert replaceable_symbols(compile_object(source, tmp_path / "planted.o", ("-O0",))) == ["W planted()"]
+
+
 def assembly(*lines: str) -> str:
     """As objdump prints a function, one address a line."""
     return "\n".join(
