@@ -59,8 +59,7 @@ inline Nibbles split(__m256i bytes) {
   return {_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble)};
 }
 
-// Where the indexes of a block come from: straight from the codes, or split before for several rows of A. Y is split
-// only when X is done with, which saves registers.
+// The lines of a block, straight from the codes. Y is split only when X is done with, which saves registers.
 template <typename Order>
 struct FromCodes {
   const uint32_t* first;
@@ -81,13 +80,6 @@ struct FromCodes {
 struct LineNibbles {
   Nibbles x;
   Nibbles y;
-};
-
-struct FromBuffer {
-  const LineNibbles* lines;
-  const LineNibbles& line(int chunk) const { return lines[chunk]; }
-  static const Nibbles& x(const LineNibbles& line) { return line.x; }
-  static const Nibbles& y(const LineNibbles& line) { return line.y; }
 };
 
 }  // namespace

@@ -103,8 +103,8 @@ struct Panel {
 
 // How far ahead (in words) the codes lie that come after a pair: those of the next pair, and after the last one the
 // next block of the first pair, or the first block of the next panel.
-inline int64_t words_ahead(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, const Panel& panel,
-                           int64_t pair) {
+inline int64_t words_to_next_pair(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block,
+                                  const Panel& panel, int64_t pair) {
   const int64_t words = p.bits * kTileRows;
   const int64_t next_pair = 2 * plan.chunks * words;
   if (pair + 1 < panel.pairs()) return next_pair;
@@ -117,7 +117,7 @@ void add_block(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set
                const Panel& panel, PairFloats* y) {
   const RowBlocks rows = row_blocks(plan, set, block);
   for (int64_t i = 0; i < panel.pairs(); ++i) {
-    const int64_t ahead = words_ahead(p, plan, block, panel, i);
+    const int64_t ahead = words_to_next_pair(p, plan, block, panel, i);
     add_pair<Method, Order, chunks>(p, plan, block, rows, panel.pair(i), ahead, y + i * kRowsAtOnce);
   }
 }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kTilesAtOnce = 16;
 constexpr int64_t kLinesAtOnce = 32;  // lines of a chunk of these tiles, at most
-constexpr int64_t kWordsAhead = 2048;  // 8 KB: what one thread needs in flight to stream from memory
+constexpr int64_t kWordsInFlight = 2048;  // 8 KB, of all tiles at once: what a thread needs to stream from memory
 
 // How many tiles pass together: an even number, so many that what a block costs besides its lines does not matter.
 inline int64_t tiles_at_once(int64_t bits) {
@@ -37,8 +37,8 @@ inline TileCodes<Order> tile_codes(const MatMulProblem& p, const LookupPlan& pla
                                    int64_t tile, int64_t count) {
   const int64_t line_stride = p.bits * kTileRows;
   const int64_t tile_words = plan.chunks * line_stride;
-  const bool last = (plan.chunks - block.first_chunk) * line_stride <= kWordsAhead / count;
-  const int64_t ahead = kWordsAhead / count + (last ? (count - 1) * tile_words : 0);
+  const bool last = (plan.chunks - block.first_chunk) * line_stride <= kWordsInFlight / count;
+  const int64_t ahead = kWordsInFlight / count + (last ? (count - 1) * tile_words : 0);
   return {first_line(p, plan, block, tile), tile_words, line_stride, ahead};
 }
 

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kTilesForOne = 4;  // of one row of A, which waits for memory
 constexpr int64_t kTilesForMany = 16;
-constexpr int64_t kWordsAhead = 2048 / sizeof(uint32_t);  // of a tile's codes, to prefetch
+constexpr int64_t kTileWordsAhead = 2048 / sizeof(uint32_t);  // of a tile's codes, to prefetch
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -35,9 +35,9 @@ struct Tiles {
 };
 
 // At the end of a tile's codes, what is needed next lies in the tile as many tiles behind.
-inline int64_t words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
-  const bool in_tile = (plan.chunks - block.first_chunk) * chunk_words > kWordsAhead;
-  return in_tile ? kWordsAhead : kWordsAhead + (tiles - 1) * plan.chunks * chunk_words;
+inline int64_t tile_words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
+  const bool in_tile = (plan.chunks - block.first_chunk) * chunk_words > kTileWordsAhead;
+  return in_tile ? kTileWordsAhead : kTileWordsAhead + (tiles - 1) * plan.chunks * chunk_words;
 }
 
 // Some rows of A and some tiles, outputs[tile][rows][16]. known_bits: q, or 0 for any.
@@ -48,7 +48,7 @@ __attribute__((noinline)) void add_tiles(const MatMulProblem& p, const LookupPla
   const int64_t bits = known_bits > 0 ? known_bits : p.bits;
   const int64_t chunk_words = bits * kTileRows;
   for (LookupBlock block = block_from(plan, 0, 0, 0); block.chunks > 0; block = next_block(plan, block)) {
-    const int64_t ahead = words_ahead(plan, block, chunk_words, tiles.count);
+    const int64_t ahead = tile_words_ahead(plan, block, chunk_words, tiles.count);
     const uint32_t* line = first_line(p, plan, block, tiles.first);
     float* at = outputs;
     int64_t cell = tiles.first * plan.groups + block.group;

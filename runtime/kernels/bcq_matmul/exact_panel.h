@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The float32 kernels of all ISAs: a tile's codes become float32 weights in a small buffer, and rows of A meet them by
+// The float32 kernels of x86, AVX2 and AVX-512: a tile's codes become float32 weights in a small buffer, and rows of A meet them by
 // FMA. The ISA file gives a vector type V: 8 or 16 lanes, one lane per row of the tile.
 //
-// Arithmetic, the same for every lane, ISA and number of rows of A:
+// Arithmetic, the same for every lane, instruction set and number of rows of A:
 //   base = offset - alpha_1 - ... - alpha_q                       once a group
 //   w = base; w = fma(b_i, 2 alpha_i, w) for i = 1 .. q            with bits b_i in {0, 1}
 //   s = 0; s = fma(a[k], w[k], s) for the 32 inputs of a chunk, the last one first
