@@ -188,3 +188,8 @@ def test_scratch_stays_small_however_many_rows_there_are(kernel: str, inputs: in
     # At most 64 rows, of these as many as 4 MiB hold, but never less than a set of 16 (runtime/core/run.cc).
     assert scratch(10_000) <= min(scratch(64), max(4 * 2**20, scratch(16)))
     assert scratch(10_000) >= scratch(16)
+
+
+def test_no_kernel_name_has_no_order_of_its_own() -> None:
+    assert CORE.library.bcq_matmul_has_own_order(None) == 0
+    assert CORE.library.bcq_matmul_has_own_order(b"none") == 0

@@ -106,10 +106,25 @@ def test_how_weights_are_held_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path
     names = [row.name for row in Core.load().kernels("BcqMatMul")]
     own = [name for name in names if Core.load().has_own_order(name)]
     monkeypatch.delenv("BCQ_WEIGHTS", raising=False)
-    assert doctor.facts()["weights"] == {"BCQ_WEIGHTS": None, "resident": own}
+    weights = doctor.facts()["weights"]
+    room = weights.pop("room_mb")
+    assert room is None or room > 0
+    assert weights == {"BCQ_WEIGHTS": None, "resident": own}
     for held, resident in (("resident", names), ("mapped", [])):
         monkeypatch.setenv("BCQ_WEIGHTS", held)
         facts = doctor.facts(model)
+        del facts["weights"]["room_mb"]
         assert facts["weights"] == {"BCQ_WEIGHTS": held, "resident": resident}
         # A gather reads the order of the disk, so it never has a copy.
         assert [node["weights"] for node in facts["nodes"]] == [held, "mapped"]
+
+
+def test_nodes_stay_mapped_where_the_room_for_copies_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BCQ_WEIGHTS", raising=False)
+    monkeypatch.setattr(Core, "has_own_order", lambda core, kernel: True)
+    code_bytes = (32 // 16) * (64 // 32) * 3 * 64  # tiles, chunks, planes, bytes of a line
+    for room, held in ((code_bytes, "resident"), (code_bytes - 1, "mapped")):
+        monkeypatch.setattr(Core, "memory_for_copies", lambda core, room=room: room)
+        assert doctor.facts(two_nodes(tmp_path))["nodes"][0]["weights"] == held

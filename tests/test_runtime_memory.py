@@ -71,7 +71,7 @@ def test_resident_weights_are_in_memory_once_and_their_mapped_pages_are_let_go(t
 
 
 @needs_proc
-def test_blocks_keep_apart_and_only_unchanged_pages_of_a_file_are_let_go(tmp_path: Path) -> None:
+def test_blocks_keep_apart_only_unchanged_pages_are_let_go_and_limits_are_read(tmp_path: Path) -> None:
     program = tmp_path / "memory"
     sources = [str(NATIVE / "memory.cc"), str(RUNTIME / "core" / "memory.cc")]
     flags = ["-std=c++17", "-O1", f"-I{RUNTIME}", "-o", str(program)]

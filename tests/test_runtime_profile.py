@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import gc
 import json
+import locale
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from nodes import activations, one_node, open_session, random_weight
 
 WEIGHT = random_weight(48, 64, 3, 32)
 CORE = Core.load()
+RUNTIME = Path(__file__).parents[1] / "runtime"
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +136,51 @@ def test_a_profile_that_cannot_be_written_at_the_end_costs_a_line_and_nothing_el
     del opened
     gc.collect()
     assert f"bcq: the profile {path} cannot be written" in capfd.readouterr().err
+
+
+def test_a_disk_that_fills_up_inside_a_line_leaves_whole_lines_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    profiled(path, 1)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(one_node(contract.MATMUL, WEIGHT, dims=("m",)).SerializeToString())
+    before = path.read_bytes()
+    # The limit of a file's size cuts the second line like a full disk. Python ignores the signal of it.
+    program = (
+        "import resource, sys; from bcq.runtime import session\n"
+        "opened = session(sys.argv[1], profile=sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
+        "del opened\n"
+    )
+    command = [sys.executable, "-c", program, str(model), str(path), str(len(before) + 20)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"bcq: the profile {path} cannot be written: No space left on device" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_locale_with_a_decimal_comma_leaves_numbers_of_json(tmp_path: Path) -> None:
+    found = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=True).stdout.split()
+    commas = [name for name in found if name.lower().startswith(("de_", "fr_", "es_", "it_", "pt_"))]
+    if not commas:
+        source = (RUNTIME / "ort" / "profile.cc").read_text(encoding="utf-8")
+        assert "%.3f" not in source
+        assert "std::to_string(time.count()" in source
+        return
+    old = locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, commas[0])
+    try:
+        (line,) = profiled(tmp_path / "p.jsonl", 1)
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, old)
+    assert 0 < line["runs"][0]["us"] < 60e6
+
+
+def test_a_node_that_is_refused_leaves_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    model = one_node(contract.MATMUL, WEIGHT, dims=("m",))
+    model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value = 65
+    with pytest.raises(Exception, match=r"expected"):
+        open_session(model, entries={"bcq.profile": str(path)})
+    assert lines(path) == []
 
 
 def test_the_session_of_the_package_takes_both_choices(tmp_path: Path) -> None:

@@ -69,9 +69,36 @@ def test_a_profile_is_a_new_or_old_regular_file_named_jsonl(tmp_path: Path) -> N
     path = tmp_path / "profile.jsonl"
     assert registered(profile=str(path)).endswith(f"profile={path}")
     assert path.read_bytes() == b""
-    path.write_bytes(b"{}\n")
+    path.write_bytes(b'{"node": 1}\n')
     registered(profile=str(path))
-    assert path.read_bytes() == b"{}\n"
+    assert path.read_bytes() == b'{"node": 1}\n'
+
+
+@pytest.mark.parametrize("text", [b"{}\n", b'{"node":', b"precious\n", b"\0"])
+def test_a_file_that_holds_something_else_is_never_appended_to(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(ResourceError, match=r"this one holds something else than a profile"):
+        registered(profile=str(path))
+    assert path.read_bytes() == text
+
+
+def test_a_hard_link_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"")
+    (tmp_path / "p.jsonl").hardlink_to(tmp_path / "precious")
+    with pytest.raises(ResourceError, match=r"has other names: a hard link"):
+        registered(profile=str(tmp_path / "p.jsonl"))
+
+
+def test_a_relative_profile_without_a_current_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(ResourceError, match=r"expected an absolute path, since there is no current folder"):
+        registered(profile="p.jsonl")
 
 
 def test_a_relative_profile_lies_in_the_folder_of_the_registration(

@@ -59,10 +59,22 @@ def chosen_kernels(folder_or_file: str | Path) -> list[ChosenKernel]:
     runtime.session(path)
     core = Core.load()
     nodes = onnx_file.load(path).graph.all_nodes()
-    return [_chosen(core, node) for node in nodes if node.domain == contract.DOMAIN]
+    left = core.memory_for_copies()
+    chosen = []
+    for node in nodes:
+        if node.domain != contract.DOMAIN:
+            continue
+        chosen.append(_chosen(core, node, left))
+        if chosen[-1].weights == "resident":
+            left -= _code_bytes(chosen[-1].N, chosen[-1].K, chosen[-1].bits)
+    return chosen
 
 
-def _chosen(core: Core, node: ir.Node) -> ChosenKernel:
+def _code_bytes(rows: int, inputs: int, bits: int) -> int:
+    return -(-rows // contract.TILE_ROWS) * -(-inputs // contract.WORD_BITS) * bits * 64
+
+
+def _chosen(core: Core, node: ir.Node, left: int) -> ChosenKernel:
     level = node.attributes.get_int("accuracy_level") if node.op_type == contract.MATMUL.name else None
     sizes = {name: node.attributes.get_int(name) or 0 for name in ("bits", "K", "N", "group_size")}
     kernel = (
@@ -70,7 +82,8 @@ def _chosen(core: Core, node: ir.Node) -> ChosenKernel:
         if level is None
         else core.select_matmul(**sizes, accuracy_level=level, flags=core.flags())
     )
-    resident = level is not None and holds_resident(core, kernel)
+    wanted = _code_bytes(sizes["N"], sizes["K"], sizes["bits"])
+    resident = level is not None and holds_resident(core, kernel, wanted, left)
     return ChosenKernel(
         name=node.name or "",
         op=node.op_type,
@@ -81,7 +94,14 @@ def _chosen(core: Core, node: ir.Node) -> ChosenKernel:
     )
 
 
-def holds_resident(core: Core, kernel: str) -> bool:
-    """Whether the library copies the codes of a BcqMatMul with this kernel, as ``BCQ_WEIGHTS`` has it."""
+def holds_resident(core: Core, kernel: str, wanted: int = 0, left: int = 0) -> bool:
+    """Whether the library copies the codes of a BcqMatMul with this kernel, as ``BCQ_WEIGHTS`` has it.
+
+    Args:
+        core: the loaded library.
+        kernel: a name from ``Core.kernels``.
+        wanted: bytes of the codes.
+        left: bytes that copies may still take when the library chooses; see ``Core.memory_for_copies``.
+    """
     weights = os.environ.get("BCQ_WEIGHTS") or "auto"
-    return weights == "resident" or (weights == "auto" and core.has_own_order(kernel))
+    return weights == "resident" or (weights == "auto" and core.has_own_order(kernel) and wanted <= left)

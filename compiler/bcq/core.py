@@ -237,6 +237,12 @@ class Core:
         """Whether `make_resident` changes the order of codes for a kernel, which makes it faster."""
         return bool(self.library.bcq_matmul_has_own_order(kernel.encode()))
 
+    def memory_for_copies(self) -> int:
+        """Bytes that resident copies may take before the library leaves codes mapped on its own account."""
+        function = self.library.bcq_memory_for_copies
+        function.restype = ctypes.c_uint64
+        return int(function())
+
     def gather(
         self, indices: NDArray[Any], weight: PackedWeight, *, kernel: str | None = None, parts: int = 0
     ) -> Float32:

@@ -40,8 +40,9 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         ``python``, ``platform``, ``versions`` (by package), ``onnxruntime_api`` (needed), ``library`` (path,
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
         (chosen for each operator and bits, all built), ``weights`` (kernels for which a session copies
-        the codes when its program does not choose), ``memory`` (total and available MB, huge pages); with a
-        model also ``model`` and ``nodes`` (see `bcq.chosen.ChosenKernel`).
+        the codes when its program does not choose, and the room for such copies, half of available memory),
+        ``memory`` (total and available MB, huge pages); with a model also ``model`` and
+        ``nodes`` (see `bcq.chosen.ChosenKernel`).
 
     Raises:
         InputError: when there is no such model, or it is damaged.
@@ -94,9 +95,11 @@ def _library_facts() -> dict[str, Any]:
 
 def _weights(core: Core) -> dict[str, Any]:
     kernels = [row.name for row in core.kernels(contract.MATMUL.name)]
+    room = core.memory_for_copies()
     return {
         "BCQ_WEIGHTS": os.environ.get("BCQ_WEIGHTS"),
         "resident": [name for name in kernels if holds_resident(core, name)],
+        "room_mb": None if room >= 2**63 else room // 2**20,
     }
 
 

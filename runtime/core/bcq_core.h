@@ -96,8 +96,11 @@ BCQ_EXPORT const char* bcq_select_gather(const BcqGatherProblem* problem, uint32
  * Returns NULL, or one line that says why nothing was copied. */
 BCQ_EXPORT const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char* kernel, uint32_t* to);
 /* 1 when a resident copy for `kernel` has another order than the disk, so that it is faster than mapped codes by more
- * than the size of its pages; otherwise 0, also for an unknown kernel. */
+ * than the size of its pages; otherwise 0, also for an unknown kernel and for NULL. */
 BCQ_EXPORT int32_t bcq_matmul_has_own_order(const char* kernel);
+/* Bytes that resident copies may take together, those that this process holds included, before the library leaves codes
+ * mapped on its own account: half of what is available and held. UINT64_MAX where the system does not say. */
+BCQ_EXPORT uint64_t bcq_memory_for_copies(void);
 /* Bytes of scratch that bcq_matmul needs, 64-byte aligned. Rows of A are taken in panels of at most 64, so it does not
  * grow with M from there on. `kernel` NULL: the one selected for this machine. */
 BCQ_EXPORT size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* kernel);

@@ -43,7 +43,7 @@ int32_t length(const T (&)[count]) {
 template <typename Kernel, size_t count>
 const Kernel* find(const Kernel* const (&kernels)[count], const char* name) {
   for (const Kernel* kernel : kernels) {
-    if (std::strcmp(kernel->name, name) == 0) return kernel;
+    if (name != nullptr && std::strcmp(kernel->name, name) == 0) return kernel;
   }
   return nullptr;
 }
@@ -70,6 +70,7 @@ const GatherKernel* select_gather(const GatherProblem&, uint32_t cpu_flags) {
   return &kGather_scalar;
 }
 
+// Null, too, has no kernel.
 const MatMulKernel* find_matmul(const char* name) { return find(kMatMulKernels, name); }
 const GatherKernel* find_gather(const char* name) { return find(kGatherKernels, name); }
 

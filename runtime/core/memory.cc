@@ -6,9 +6,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <mutex>
 #include <new>
+#include <string>
+#include <utility>
+
+#include "core/bcq_core.h"
 
 namespace bcq {
 namespace {
@@ -19,6 +26,8 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kMappingBytes = size_t(64) << 20;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+std::atomic<size_t> held_bytes{0};  // of all blocks
 
 // An anonymous mapping that starts at a multiple of a huge page, cut into blocks from its beginning.
 class Mapping {
@@ -50,12 +59,18 @@ class Mapping {
 
 // A part of a mapping. A member, and no deleter, holds the mapping: a deleter would live on with the last weak pointer.
 struct Block {
-  std::shared_ptr<Mapping> mapping;
-  void* data;
-  size_t bytes;
+  const std::shared_ptr<Mapping> mapping;
+  void* const data;
+  const size_t bytes;
 
+  Block(std::shared_ptr<Mapping> from, void* at, size_t size) : mapping(std::move(from)), data(at), bytes(size) {
+    held_bytes += bytes;
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
   // Gives back the whole pages of the block; other blocks may keep the mapping.
   ~Block() {
+    held_bytes -= bytes;
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
     const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(data), page);
     const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
@@ -74,7 +89,7 @@ std::shared_ptr<void> take_block(size_t bytes) {
     newest = mapping;
     data = mapping->take(bytes);
   }
-  const std::shared_ptr<Block> block(new Block{mapping, data, bytes});
+  const std::shared_ptr<Block> block(new Block(mapping, data, bytes));
   return {block, data};
 }
 
@@ -115,7 +130,68 @@ void release_runs(const PageTable& table, uintptr_t first_page, size_t count, si
 }
 #endif
 
+// The number that a file begins with; `otherwise` when there is no such file or no number, as in "max".
+uint64_t number_in(const std::string& path, uint64_t otherwise) {
+  uint64_t number = 0;
+  std::ifstream file(path);
+  return file >> number ? number : otherwise;
+}
+
+// A system that has the file but not this line is older than the line: nothing is known.
+uint64_t available_in_meminfo(const std::string& path) {
+  std::ifstream file(path);
+  const std::string name = "MemAvailable:";
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, name.size(), name) == 0) return std::strtoull(line.c_str() + name.size(), nullptr, 10) * 1024;
+  }
+  return UINT64_MAX;
+}
+
+// What the group at `path` and those around it leave. A container may see its own group as the outermost one, under a
+// path that is not there: then only the last step finds files.
+uint64_t left_in_groups(const std::string& mount, std::string path, const char* limit, const char* usage) {
+  uint64_t left = UINT64_MAX;
+  for (;;) {
+    if (path == "/") path.clear();
+    const uint64_t most = number_in(mount + path + limit, UINT64_MAX);
+    const uint64_t used = number_in(mount + path + usage, 0);
+    if (most != UINT64_MAX) left = std::min(left, most - std::min(most, used));
+    if (path.empty()) return left;
+    path.resize(std::min(path.size() - 1, path.rfind('/')));
+  }
+}
+
+// Lines of /proc/self/cgroup are ID:CONTROLLERS:PATH; version 2 has ID 0 and no controllers.
+uint64_t available_in_groups(const std::string& root) {
+  uint64_t left = UINT64_MAX;
+  std::ifstream file(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const size_t first = line.find(':');
+    const size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string path = line.substr(second + 1);
+    const std::string mount = root + "/sys/fs/cgroup";
+    if (controllers == ",,") left = std::min(left, left_in_groups(mount, path, "/memory.max", "/memory.current"));
+    if (controllers.find(",memory,") == std::string::npos) continue;
+    left = std::min(left, left_in_groups(mount + "/memory", path, "/memory.limit_in_bytes", "/memory.usage_in_bytes"));
+  }
+  return left;
+}
+
 }  // namespace
+
+size_t blocks_bytes() { return held_bytes; }
+
+size_t available_bytes(const std::string& root) {
+  const uint64_t least = std::min(available_in_meminfo(root + "/proc/meminfo"), available_in_groups(root));
+  return size_t(std::min<uint64_t>(least, SIZE_MAX));
+}
+
+bool fits(size_t bytes, size_t held, size_t available) {
+  const size_t before = available > SIZE_MAX - held ? SIZE_MAX : available + held;
+  return held <= before / 2 && bytes <= before / 2 - held;
+}
 
 std::shared_ptr<void> allocate_block(size_t bytes) {
   if (bytes > SIZE_MAX / 2) return nullptr;
@@ -143,3 +219,8 @@ void release_file_pages(const void*, size_t) {}
 #endif
 
 }  // namespace bcq
+
+uint64_t bcq_memory_for_copies(void) {
+  const size_t available = bcq::available_bytes();
+  return available == SIZE_MAX ? UINT64_MAX : (uint64_t(available) + bcq::blocks_bytes()) / 2;
+}

@@ -2,6 +2,8 @@
 // Creation, compute and destruction as ONNX Runtime calls them, around a C++ class that only throws.
 #pragma once
 
+#include <new>
+#include <stdexcept>
 #include <string>
 
 #include "ort/custom_op.h"
@@ -43,6 +45,10 @@ class Callbacks {
       body();
     } catch (const Refusal& refusal) {
       throw Refusal{title + ": " + refusal.message};
+    } catch (const NoMemory& wanted) {
+      throw std::runtime_error(title + ": no memory for " + std::to_string(wanted.bytes) + " bytes. " + wanted.advice);
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error(title + ": no memory. Free some, open fewer sessions or set bcq.weights to mapped.");
     }
   }
 };

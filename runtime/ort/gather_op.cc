@@ -36,6 +36,7 @@ class Gather {
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor indices(calls_, value);
+    check_fed("indices", indices, op_.first_input, is_int32() ? sizeof(int32_t) : sizeof(int64_t));
     GatherProblem problem = problem_of(indices, weight_.pointers(calls_, context));
     check_indices(problem);
     problem.y = output_of(context, indices.shape());
@@ -46,6 +47,8 @@ class Gather {
   }
 
  private:
+  bool is_int32() const { return op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32; }
+
   static GatherProblem sizes_of(const Attributes& attributes) {
     GatherProblem p = {};
     p.K = attributes.K;
@@ -64,7 +67,7 @@ class Gather {
     GatherProblem p = sizes_of(weight_.attributes());
     p.count = checked_product(indices.shape().dims, indices.shape().rank, p.K * int64_t(sizeof(float)));
     if (p.count < 0) throw Refusal{"indices shape: the size of the output overflows. Feed fewer indices."};
-    p.index_is_int32 = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    p.index_is_int32 = is_int32();
     p.indices = indices.data<void>();
     p.codes = weight.codes;
     p.alpha_1 = weight.alpha_1;

@@ -2,7 +2,6 @@
 // BcqMatMul as a custom op: validate, borrow scratch, run the kernel on ONNX Runtime's own threads.
 #include <algorithm>
 #include <memory>
-#include <new>
 
 #include "kernels/bcq_matmul/kernel.h"
 #include "ort/callbacks.h"
@@ -21,7 +20,7 @@ class Scratch {
   Scratch(OrtAllocator* allocator, size_t bytes) : allocator_(allocator) {
     if (bytes == 0) return;
     block_ = allocator->Alloc(allocator, bytes + kAlignment);
-    if (block_ == nullptr) throw std::bad_alloc();
+    if (block_ == nullptr) throw NoMemory{bytes + kAlignment, "Feed fewer rows or free memory."};
   }
   ~Scratch() {
     if (block_ != nullptr) allocator_->Free(allocator_, block_);
@@ -65,12 +64,12 @@ class MatMul {
         calls_(*registration.calls),
         weight_(calls_, info, *registration.op),
         kernel_(select(registration, weight_.attributes())),
-        allocator_(calls_, info),
-        resident_(resident_copy()),
-        profile_(profile_of(registration, info, weight_.attributes(), kernel_, resident_ != nullptr)) {
-    // A graph that declares another size would fail at its first run: say so now.
+        allocator_(calls_, info) {
+    // A graph that declares another size would fail at its first run: say so now, before anything is copied.
     const int64_t declared = declared_last_dimension(calls_, info, 0);
     if (declared >= 0) refuse_if(check_activation(weight_.attributes(), {&declared, 1}));
+    resident_ = resident_copy();
+    profile_ = profile_of(registration, info, weight_.attributes(), kernel_, resident_ != nullptr);
   }
 
   void run(OrtKernelContext* context) const {
@@ -78,6 +77,8 @@ class MatMul {
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor a(calls_, value);
+    const bool half = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    check_fed("A", a, op_.first_input, half ? sizeof(uint16_t) : sizeof(float));
     refuse_if(check_activation(weight_.attributes(), a.shape()));
     MatMulProblem problem = problem_of(a, weight_.pointers(calls_, context));
     problem.y = output_of(context, a.shape());
@@ -111,16 +112,17 @@ class MatMul {
     return bcq_select_matmul(&p, bcq_cpu_flags());
   }
 
-  // Null: the settings say mapped, or nothing is gained, or there is no memory and a copy was no order.
+  // Null: the settings say mapped, or nothing is gained, or a copy that was no order would need too much memory.
   std::shared_ptr<const uint32_t> resident_copy() const {
     const Weights weights = op_.settings->weights;
     if (weights == Weights::mapped) return nullptr;
     if (weights == Weights::automatic && bcq_matmul_has_own_order(kernel_) == 0) return nullptr;
     MatMulProblem p = sizes_of(op_, weight_.attributes());
     p.codes = weight_.codes();
-    auto codes = resident_codes(p, kernel_, weight_.attributes().code_hash);
-    if (codes == nullptr && weights == Weights::resident) {
-      throw Refusal{"codes: no memory for a resident copy. Set bcq.weights to mapped."};
+    const bool sparing = weights == Weights::automatic;
+    auto codes = resident_codes(p, kernel_, weight_.attributes().code_hash, sparing);
+    if (codes == nullptr && !sparing) {
+      throw NoMemory{resident_bytes(p), "A resident copy of the codes needs it: set bcq.weights to mapped."};
     }
     return codes;
   }

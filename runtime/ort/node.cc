@@ -164,6 +164,18 @@ bool constant_input(const Calls& calls, const OrtKernelInfo* info, size_t index,
   return true;
 }
 
+void check_fed(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected, size_t element) {
+  if (tensor.type() != expected) {
+    throw Refusal{std::string(name) + " type: got ONNX element type " + std::to_string(int(tensor.type())) +
+                  ", expected " + std::to_string(int(expected)) + ". Feed the type that the model declares."};
+  }
+  const size_t beyond = reinterpret_cast<uintptr_t>(tensor.data<void>()) % element;
+  if (beyond != 0 && !tensor.is_empty()) {
+    throw Refusal{std::string(name) + " address: got " + std::to_string(beyond) + " bytes beyond a multiple of " +
+                  std::to_string(element) + ", expected none. Feed an aligned tensor."};
+  }
+}
+
 int64_t declared_last_dimension(const Calls& calls, const OrtKernelInfo* info, size_t index) {
   TypeInfo type{calls};
   if (!succeeded(calls, calls.KernelInfo_GetInputTypeInfo(info, index, &type.info))) return -1;

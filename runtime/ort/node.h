@@ -16,6 +16,12 @@ struct Refusal {
   std::string message;
 };
 
+// Thrown where memory is wanted and there is none; `advice` is a sentence.
+struct NoMemory {
+  size_t bytes;
+  const char* advice;
+};
+
 // Throws Refusal unless the validator's answer is empty.
 inline void refuse_if(const std::string& error) {
   if (!error.empty()) throw Refusal{error};
@@ -50,6 +56,12 @@ class Tensor {
 
   Shape shape() const { return {dims_, rank_}; }
   ONNXTensorElementDataType type() const { return type_; }
+  bool is_empty() const {
+    for (size_t i = 0; i < rank_; ++i) {
+      if (dims_[i] == 0) return true;
+    }
+    return false;
+  }
   template <typename T>
   const T* data() const {
     return static_cast<const T*>(data_);
@@ -70,6 +82,10 @@ std::string node_title(const Calls& calls, const OrtKernelInfo* info, const char
 
 // Every attribute that the contract lists for `op`; throws Refusal naming the one that is missing or mistyped.
 Attributes read_attributes(const Calls& calls, const OrtKernelInfo* info, const contract::Op& op);
+
+// What a program feeds: the type that the node was made for, at an address of whole elements; throws Refusal. ONNX
+// Runtime checks the type too; kernels would read past the end of anything smaller.
+void check_fed(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected, size_t element);
 
 // The constant input at `index`; false when it is fed at run time.
 bool constant_input(const Calls& calls, const OrtKernelInfo* info, size_t index, Tensor& out);

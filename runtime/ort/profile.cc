@@ -17,28 +17,60 @@ namespace bcq::ort {
 namespace {
 
 constexpr const char* kEnding = ".jsonl";
+constexpr char kBeginning[] = "{\"node\": ";  // of each line
 
 bool ends_well(const std::string& path) {
   const size_t length = std::strlen(kEnding);
   return path.size() > length && path.compare(path.size() - length, length, kEnding) == 0;
 }
 
-// A descriptor to append with, or -1 and errno.
-int open_to_append(const std::string& path) {
-  const int file = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+// Why a file that is open is no profile, or null.
+const char* fault_of(int file) {
   struct stat facts;
-  if (file >= 0 && (fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode))) {
-    close(file);
-    errno = EINVAL;
-    return -1;
-  }
-  return file;
+  if (fstat(file, &facts) != 0) return std::strerror(errno);
+  if (!S_ISREG(facts.st_mode)) return "this is none";
+  if (facts.st_nlink != 1) return "this one has other names: a hard link";
+  if (facts.st_size == 0) return nullptr;
+  char begin[sizeof kBeginning];
+  const ssize_t length = ssize_t(sizeof kBeginning - 1);
+  const bool ours = pread(file, begin, size_t(length), 0) == length && std::memcmp(begin, kBeginning, size_t(length)) == 0;
+  return ours ? nullptr : "this one holds something else than a profile";
 }
 
+// A descriptor to append with, or -1 and the fault.
+int open_to_append(const std::string& path, std::string& fault) {
+  const int file = open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+  const char* found = file < 0 ? std::strerror(errno) : fault_of(file);
+  if (found == nullptr) return file;
+  fault = found;
+  if (file >= 0) close(file);
+  return -1;
+}
+
+// Takes the `count` bytes that were appended last out again or, where another process has appended more, ends their line.
+void undo(int file, ssize_t count) {
+  const off_t end = lseek(file, 0, SEEK_CUR);
+  struct stat facts;
+  const bool last = end >= count && fstat(file, &facts) == 0 && facts.st_size == end;
+  if (last && ftruncate(file, end - count) == 0) return;
+  if (write(file, "\n", 1) != 1) return;  // nothing more can be done
+}
+
+// Appends a line whole or says why not.
+bool append(int file, const std::string& line, std::string& fault) {
+  const ssize_t count = write(file, line.data(), line.size());
+  if (count == ssize_t(line.size())) return true;
+  if (count >= 0) errno = ENOSPC;  // a short write sets none
+  fault = std::strerror(errno);
+  if (count > 0) undo(file, count);
+  return false;
+}
+
+// Empty when there is no current folder.
 std::string absolute(const std::string& path) {
   if (path[0] == '/') return path;
   char folder[PATH_MAX];
-  return getcwd(folder, sizeof folder) == nullptr ? path : std::string(folder) + "/" + path;
+  return getcwd(folder, sizeof folder) == nullptr ? std::string() : std::string(folder) + "/" + path;
 }
 
 std::string quoted(const std::string& text) {
@@ -52,9 +84,9 @@ std::string member(const char* name, const std::string& value) { return std::str
 std::string member(const char* name, int64_t value) { return member(name, std::to_string(value)); }
 
 std::string microseconds(std::chrono::nanoseconds time) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3f", double(time.count()) / 1000);
-  return text;
+  // Of integers only: the point of a printed double is the locale's.
+  const std::string rest = std::to_string(time.count() % 1000);
+  return std::to_string(time.count() / 1000) + "." + std::string(3 - rest.size(), '0') + rest;
 }
 
 }  // namespace
@@ -69,10 +101,10 @@ std::string printable(std::string text) {
 std::string profile_path(const std::string& value, std::string& path) {
   if (!ends_well(value)) return std::string("a file name that ends in ") + kEnding + ". Choose another name.";
   path = absolute(value);
-  const int file = open_to_append(path);
-  if (file < 0) {
-    return std::string("a regular file that can be written (") + std::strerror(errno) + "). Choose another path.";
-  }
+  if (path.empty()) return "an absolute path, since there is no current folder. Give the path from / on.";
+  std::string fault;
+  const int file = open_to_append(path, fault);
+  if (file < 0) return "a regular file that can be written (" + fault + "). Choose another path.";
   close(file);
   return {};
 }
@@ -110,10 +142,10 @@ std::unique_ptr<Profile> profile_of(const CustomOp& registration, const OrtKerne
 Profile::~Profile() {
   try {
     const std::string text = line();
-    const int file = open_to_append(path_);
-    const bool written = file >= 0 && write(file, text.data(), text.size()) == ssize_t(text.size());
-    if (!written) {
-      std::fprintf(stderr, "bcq: the profile %s cannot be written: %s\n", path_.c_str(), std::strerror(errno));
+    std::string fault;
+    const int file = open_to_append(path_, fault);
+    if (file < 0 || !append(file, text, fault)) {
+      std::fprintf(stderr, "bcq: the profile %s cannot be written: %s\n", path_.c_str(), fault.c_str());
     }
     if (file >= 0) close(file);
   } catch (...) {

@@ -19,7 +19,8 @@ namespace bcq::ort {
 std::string printable(std::string text);
 
 // Gives the absolute `path` of a profile that can be written, or says what was expected instead. Configuration entries
-// may come from a folder that somebody else made, so a profile is a regular file named *.jsonl and no link.
+// may come from a folder that somebody else made, so a profile is a regular file named *.jsonl,
+// no link of either kind, and empty or the beginning of a profile.
 std::string profile_path(const std::string& value, std::string& path);
 
 // What does not change over the runs of a node.

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/dispatch.h"
 #include "core/memory.h"
 #include "kernels/bcq_matmul/kernel.h"
 #include "ort/node.h"
@@ -14,7 +15,7 @@
 namespace bcq::ort {
 namespace {
 
-using Key = std::tuple<std::string, std::string, int64_t, int64_t, int32_t>;  // hash, kernel, N, K, bits
+using Key = std::tuple<std::string, uintptr_t, int64_t, int64_t, int32_t>;  // hash, order, N, K, bits
 using Copies = std::multimap<Key, std::weak_ptr<const uint32_t>>;
 
 size_t words_of_tile(const BcqMatMulProblem& p) {
@@ -22,6 +23,12 @@ size_t words_of_tile(const BcqMatMulProblem& p) {
 }
 
 int64_t tiles(const BcqMatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
+
+// Kernels with one function for a line have one order; 0 is that of the disk.
+uintptr_t order_of(const char* kernel) {
+  const MatMulKernel* found = find_matmul(kernel);
+  return found == nullptr ? 0 : reinterpret_cast<uintptr_t>(found->order_line);
+}
 
 void copy(const BcqMatMulProblem& problem, const char* kernel, uint32_t* to) {
   const char* failure = bcq_matmul_make_resident(&problem, kernel, to);
@@ -52,8 +59,9 @@ std::shared_ptr<const uint32_t> find(const Copies& copies, const Key& key, const
   return nullptr;
 }
 
-std::shared_ptr<const uint32_t> make(const BcqMatMulProblem& problem, const char* kernel) {
-  const size_t bytes = size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t);
+std::shared_ptr<const uint32_t> make(const BcqMatMulProblem& problem, const char* kernel, bool sparing) {
+  const size_t bytes = resident_bytes(problem);
+  if (sparing && !fits(bytes, blocks_bytes(), available_bytes())) return nullptr;
   const auto block = std::static_pointer_cast<uint32_t>(allocate_block(bytes));
   if (block != nullptr) copy(problem, kernel, block.get());
   return block;
@@ -67,20 +75,26 @@ void forget_gone(Copies& copies) {
 
 }  // namespace
 
+size_t resident_bytes(const BcqMatMulProblem& problem) {
+  return size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t);
+}
+
 std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, const char* kernel,
-                                               const std::string& code_hash) {
+                                               const std::string& code_hash, bool sparing) {
   static std::mutex& mutex = *new std::mutex;
   static Copies& copies = *new Copies;
+  // Held while codes are copied, so sessions that open at the same time copy one after the other: two of one model then
+  // make one copy, and what one takes is seen by the other's look at the memory that is left.
   const std::lock_guard<std::mutex> lock(mutex);
-  const Key key{code_hash, kernel, problem.N, problem.K, problem.bits};
+  const Key key{code_hash, order_of(kernel), problem.N, problem.K, problem.bits};
   std::shared_ptr<const uint32_t> held = find(copies, key, problem, kernel);
   if (held == nullptr) {
-    held = make(problem, kernel);
+    held = make(problem, kernel, sparing);
     if (held == nullptr) return nullptr;
     forget_gone(copies);
     copies.emplace(key, held);
   }
-  release_file_pages(problem.codes, size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t));
+  release_file_pages(problem.codes, resident_bytes(problem));
   return held;
 }
 

@@ -10,7 +10,7 @@
 namespace bcq::ort {
 
 // How codes are held: as mapped bytes of the file; as a private copy; or as a copy where the kernel has an order of its
-// own and there is memory, mapped elsewhere.
+// own and all copies take at most half of the memory that is left, mapped elsewhere.
 enum class Weights { automatic, mapped, resident };
 const char* name_of(Weights weights);
 
@@ -19,7 +19,8 @@ struct Settings {
   // bcq.profile, BCQ_PROFILE: absolute path of a .jsonl file that gets one line per node when a session ends, or empty.
   std::string profile;
 
-  // Equal text, equal settings.
+  // Equal text, equal settings. The library keeps one registration, a few hundred bytes, for each text that it has met
+  // until the process ends, because sessions point into it: a program should reuse a few profiles and not name millions.
   std::string text() const {
     return std::string("weights=") + name_of(weights) + " profile=" + profile;
   }

@@ -34,18 +34,11 @@ void check_alignment(const char* name, const Tensor& tensor, size_t element) {
                 std::to_string(element) + ", expected none. Export the model again."};
 }
 
-bool is_empty(const Tensor& tensor) {
-  for (size_t i = 0; i < tensor.shape().rank; ++i) {
-    if (tensor.shape().dims[i] == 0) return true;
-  }
-  return false;
-}
-
 void bind(const Factor& factor, const Attributes& attributes, const Tensor& tensor, WeightPointers& pointers) {
   check_type(factor.name, tensor, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, "float16");
   refuse_if(factor.check(attributes, tensor.shape()));
-  if (!is_empty(tensor)) check_alignment(factor.name, tensor, sizeof(uint16_t));
-  pointers.*factor.pointer = is_empty(tensor) ? nullptr : tensor.data<uint16_t>();
+  if (!tensor.is_empty()) check_alignment(factor.name, tensor, sizeof(uint16_t));
+  pointers.*factor.pointer = tensor.is_empty() ? nullptr : tensor.data<uint16_t>();
 }
 
 }  // namespace

@@ -159,11 +159,6 @@ OrtStatus* KernelInfoGetAttribute_string(const OrtKernelInfo* info, const char* 
   const OrtOpAttr* found = attribute(info, name, false);
   return found == nullptr ? status(ORT_FAIL, "no such attribute") : copy_text(found->text, out, size);
 }
-OrtStatus* KernelInfo_GetInputCount(const OrtKernelInfo* info, size_t* out) {
-  MAY_FAIL;
-  *out = info->constants.size();
-  return nullptr;
-}
 OrtStatus* KernelInfo_GetNodeName(const OrtKernelInfo* info, char* out, size_t* size) {
   MAY_FAIL;
   return copy_text(info->name, out, size);

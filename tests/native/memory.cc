@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks for resident weights, and letting go of mapped pages: nothing but unchanged pages of a file may ever be lost.
-// Usage: memory FILE, which is made. Prints each fault and exits with 1 if there is one.
+// Usage: memory FILE, which is made, and a folder FILE.system. Prints each fault and exits with 1 if there is one.
 #include "core/memory.h"
 
 #include <fcntl.h>
@@ -10,7 +10,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace {
@@ -137,6 +140,51 @@ void a_weak_pointer_keeps_no_memory() {
   expect(memory().resident < before.resident + (size_t(1) << 20), "blocks that come and go leave memory behind");
 }
 
+void put(const std::string& path, const std::string& text) {
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+  std::ofstream(path) << text;
+}
+
+// `root` is an empty folder that stands for the whole system.
+void available_memory_is_the_least_of_all_limits(const std::string& root) {
+  const size_t unknown = SIZE_MAX;
+  expect(bcq::available_bytes(root) == unknown, "a system without figures has one");
+  put(root + "/proc/meminfo", "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:   5000 kB\n");
+  expect(bcq::available_bytes(root) == 5000 * 1024, "MemAvailable is not read");
+  put(root + "/proc/self/cgroup", "0::/a/b\n");
+  expect(bcq::available_bytes(root) == 5000 * 1024, "groups without files are a limit");
+  put(root + "/sys/fs/cgroup/a/b/memory.max", "max\n");
+  put(root + "/sys/fs/cgroup/a/b/memory.current", "7\n");
+  expect(bcq::available_bytes(root) == 5000 * 1024, "a group without limit is a limit");
+  put(root + "/sys/fs/cgroup/a/memory.max", "3000000\n");
+  put(root + "/sys/fs/cgroup/a/memory.current", "1000000\n");
+  expect(bcq::available_bytes(root) == 2000000, "the limit of the group around is not seen");
+  put(root + "/sys/fs/cgroup/memory.max", "1500000\n");
+  expect(bcq::available_bytes(root) == 1500000, "the limit of the outermost group is not seen");
+  put(root + "/proc/self/cgroup", "5:cpu:/z\n4:cpuset,memory:/c\nnonsense\n0::/none\n");
+  put(root + "/sys/fs/cgroup/memory/c/memory.limit_in_bytes", "900000\n");
+  put(root + "/sys/fs/cgroup/memory/c/memory.usage_in_bytes", "100000\n");
+  expect(bcq::available_bytes(root) == 800000, "the limit of version 1 is not seen");
+  put(root + "/sys/fs/cgroup/memory/c/memory.usage_in_bytes", "900001\n");
+  expect(bcq::available_bytes(root) == 0, "a full group leaves something");
+  expect(bcq::available_bytes() > 0, "this system has no memory");
+}
+
+void copies_take_half_of_what_there_was() {
+  expect(bcq::fits(50, 0, 100), "half does not fit");
+  expect(!bcq::fits(51, 0, 100), "more than half fits");
+  expect(bcq::fits(10, 40, 60), "the rest of the half does not fit");
+  expect(!bcq::fits(11, 40, 60), "copies one by one outgrow the half");
+  expect(!bcq::fits(1, 60, 0), "something fits into nothing");
+  expect(bcq::fits(SIZE_MAX / 2 - 5, 5, SIZE_MAX), "an unknown limit is one");
+  expect(!bcq::fits(SIZE_MAX, 5, 100), "a sum overflows");
+  const size_t before = bcq::blocks_bytes();
+  std::shared_ptr<void> block = bcq::allocate_block(6400);
+  expect(bcq::blocks_bytes() == before + 6400, "a block is not counted");
+  block.reset();
+  expect(bcq::blocks_bytes() == before, "a block that is gone is counted");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -147,5 +195,7 @@ int main(int count, char** arguments) {
   neighbours_in_the_same_page_are_kept(arguments[1]);
   blocks_are_apart_aligned_and_given_back();
   a_weak_pointer_keeps_no_memory();
+  available_memory_is_the_least_of_all_limits(arguments[1] + std::string(".system"));
+  copies_take_half_of_what_there_was();
   return faults == 0 ? 0 : 1;
 }
