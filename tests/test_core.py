@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bcq import contract
+from bcq import contract, core
 from bcq.core import Core, GatherProblem, KernelRow, MatMulProblem
+from bcq.errors import ResourceError
 from bcq.packing import pack
+from native_builds import compiler
 from nodes import activations, random_weight
 
 CORE = Core.load()
@@ -193,3 +196,12 @@ def test_scratch_stays_small_however_many_rows_there_are(kernel: str, inputs: in
 def test_no_kernel_name_has_no_order_of_its_own() -> None:
     assert CORE.library.bcq_matmul_has_own_order(None) == 0
     assert CORE.library.bcq_matmul_has_own_order(b"none") == 0
+
+
+def test_a_library_without_a_function_of_this_version_is_refused_by_its_name(tmp_path: Path) -> None:
+    library = tmp_path / "libolder.so"
+    command = [compiler(), "-shared", "-x", "c", "/dev/null", "-o", str(library)]
+    subprocess.run(command, check=True)
+    with pytest.raises(ResourceError, match=r"not of this version .* bcq_contract") as caught:
+        core._load(library)
+    assert caught.value.code == "E603"

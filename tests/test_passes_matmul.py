@@ -315,3 +315,10 @@ def test_a_matrix_computed_at_run_time_is_no_constant() -> None:
     )
     report, _ = pack_with(model_of(text, w=normal(48, 48)))
     assert report.matrices == []
+
+
+@pytest.mark.parametrize("version", [8, 13])
+def test_the_file_is_of_a_version_that_every_supported_onnxruntime_reads(version: int) -> None:
+    model = model_of(PLAIN, ir_version=version, w=normal(48, 20))
+    pack_with(model)
+    assert model.ir_version == 10

@@ -17,6 +17,16 @@ from bcq.errors import ResourceError
 from bcq.packing import PackedWeight
 from bcq.runtime import library_path, one_line
 
+_RESULTS = {
+    **dict.fromkeys(("contract", "isa_name", "isa_error", "kernel_name", "kernel_source"), ctypes.c_char_p),
+    **dict.fromkeys(("select_matmul", "select_gather", "matmul", "gather"), ctypes.c_char_p),
+    "matmul_make_resident": ctypes.c_char_p,
+    "matmul_has_own_order": ctypes.c_int32,
+    "matmul_scratch_bytes": ctypes.c_size_t,
+    "memory_for_copies": ctypes.c_uint64,
+    **dict.fromkeys(("cpu_flags", "detected_cpu_flags", "kernel_flags"), ctypes.c_uint32),
+}
+
 
 class MatMulProblem(ctypes.Structure):
     """``BcqMatMulProblem``, field for field."""
@@ -225,10 +235,7 @@ class Core:
             **_weight_pointers(weight),
         )
         name = None if kernel is None else kernel.encode()
-        function = self.library.bcq_matmul_make_resident
-        function.restype = ctypes.c_char_p
-        function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-        error = function(ctypes.byref(problem), name, copy.ctypes.data)
+        error = self.library.bcq_matmul_make_resident(ctypes.byref(problem), name, copy.ctypes.data)
         if error is not None:
             raise ValueError(f"kernel {kernel}: {self._text(error)}")
         return copy
@@ -239,9 +246,7 @@ class Core:
 
     def memory_for_copies(self) -> int:
         """Bytes that resident copies may take before the library leaves codes mapped on its own account."""
-        function = self.library.bcq_memory_for_copies
-        function.restype = ctypes.c_uint64
-        return int(function())
+        return int(self.library.bcq_memory_for_copies())
 
     def gather(
         self, indices: NDArray[Any], weight: PackedWeight, *, kernel: str | None = None, parts: int = 0
@@ -278,17 +283,25 @@ def _load(path: Path) -> Core:
         raise ResourceError(
             "E603", f"{path}: this library cannot be loaded: {one_line(error)}", "Reinstall the package."
         ) from error
-    for name in ("contract", "isa_name", "isa_error", "kernel_name", "kernel_source", "select_matmul"):
-        getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
-    for name in ("select_gather", "matmul", "gather"):
-        getattr(library, f"bcq_{name}").restype = ctypes.c_char_p
-    for name in ("cpu_flags", "detected_cpu_flags", "kernel_flags"):
-        getattr(library, f"bcq_{name}").restype = ctypes.c_uint32
-    library.bcq_matmul_scratch_bytes.restype = ctypes.c_size_t
+    try:
+        _declare(library)
+    except AttributeError as error:
+        raise ResourceError(
+            "E603",
+            f"{path}: this library is not of this version of the package: {one_line(error)}",
+            "Run 'make build' in the checkout, reinstall the package, or unset BCQ_LIBRARY.",
+        ) from error
+    return Core(path, library)
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of what the functions take and give; AttributeError names a function that is not there."""
+    for name, result in _RESULTS.items():
+        getattr(library, f"bcq_{name}").restype = result
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.bcq_matmul.argtypes = [pointer, ctypes.c_char_p, pointer, size, pointer, pointer]
+    library.bcq_matmul_make_resident.argtypes = [pointer, ctypes.c_char_p, pointer]
     library.bcq_gather.argtypes = [pointer, ctypes.c_char_p, size, pointer, pointer]
-    return Core(path, library)
 
 
 def _weight_pointers(weight: PackedWeight) -> dict[str, int | None]:

@@ -10,12 +10,12 @@ from bcq import contract, functions
 from bcq.errors import UnsupportedError
 from bcq.passes.work import Work
 
-MIN_IR_VERSION = 10
+IR_VERSION = 10  # what every ONNX Runtime that the library knows can read; no file of ours needs more
 _INITIALIZERS_APART_SINCE = 4  # before, every initializer had to be listed among the graph's inputs
 
 
 def modernize(model: ir.Model, work: Work) -> None:
-    """Raises the IR version, inlines model-local functions, refuses what cannot carry the operators.
+    """Sets the IR version, inlines model-local functions, refuses what cannot carry the operators.
 
     Raises:
         UnsupportedError: E401 for a model that is packed already or whose opset is too old.
@@ -35,7 +35,7 @@ def modernize(model: ir.Model, work: Work) -> None:
         )
     if model.ir_version < _INITIALIZERS_APART_SINCE:
         common.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    model.ir_version = IR_VERSION
     if model.functions:
         _inline(model)
 
