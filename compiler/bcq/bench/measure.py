@@ -30,7 +30,7 @@ WARM_UP = 2
 SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
 MOST_REPEATS = 64
 CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
-SETTLE = 0.003  # seconds in which threads of a contender that has had its turn stop spinning
+SETTLE = 0.02  # seconds in which threads that have had their turn stop spinning; OpenMP's take about 6 ms
 MICRO = 1e6
 
 
