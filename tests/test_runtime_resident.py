@@ -121,7 +121,7 @@ def test_sessions_of_one_model_share_a_copy_and_closing_them_gives_it_back(tmp_p
         [sys.executable, "-c", MEASURE, str(model)], capture_output=True, text=True, check=True
     )
     one, two, none, again = json.loads(done.stdout)
-    # Codes are 8/9 of these weights, in huge pages; the first session of a process brings some megabytes of its
+    # Codes are 8/9 of these weights, in huge pages; a process's first session brings some megabytes of its
     # own. Codes held twice would be 16/9. A second session maps the file too, but keeps no page of its own.
     assert 0.8 * weights < one < 1.3 * weights
     assert two < one + 0.1 * weights
