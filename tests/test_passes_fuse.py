@@ -195,6 +195,7 @@ class Chosen:
     [
         ({"bits": 4}, "unlike 'a', it has bits 4, not 3"),
         ({"group_size": 48}, "unlike 'a', it has group_size 48, not 32"),
+        ({"offset": True}, "unlike 'a', it has offset True, not False"),
         ({"offset": True, "bits": 2}, "unlike 'a', it has bits 2, not 3, offset True, not False"),
     ],
 )
@@ -204,6 +205,22 @@ def test_unlike_matrices_stay_apart_and_the_reason_is_recorded(other: dict[str, 
     assert op_types(model) == ["BcqMatMul", "BcqMatMul", "Add"]
     assert [fusion.name for fusion in report.fusions] == ["", ""]
     assert reason.replace("'a'", f"'{bcq_nodes(model)[0].name}'") == report.fusions[1].reason
+
+
+def test_matrices_that_are_set_apart_by_name_stay_apart_and_their_results_keep_their_bits(
+    tmp_path: Path,
+) -> None:
+    options = QuantizeOptions(bits=2, method="greedy", group_size=32, overrides=("wk=2:g0", "wv=2:offset"))
+    results = []
+    for name, pipeline in (("fused", passes.PIPELINE), ("apart", passes.UNFUSED)):
+        model = qkv(32, 32, 32)
+        report = passes.run(model, passes.SolveOnTheFly(options), pipeline=pipeline)
+        assert op_types(model) == ["BcqMatMul"] * 3
+        assert [record.offset for record in report.matrices] == [False, False, True]
+        (tmp_path / name).mkdir()
+        outputs = with_library(model, tmp_path / name, {"x": normal(2, INPUTS, seed=9)})
+        results.append([output.tobytes() for output in outputs])
+    assert results[0] == results[1]
 
 
 def test_alike_ones_are_fused_beside_an_unlike_one() -> None:

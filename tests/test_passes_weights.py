@@ -53,6 +53,16 @@ def test_exceptions_by_name_change_bits_or_keep_a_matrix() -> None:
     assert second == Left("kept by --set 'second=keep'", requested=True)
 
 
+def test_an_exception_has_its_own_group_size_and_offset() -> None:
+    options = QuantizeOptions(bits=2, method="greedy", overrides=("first=3:g32:offset", "second=1:g0"))
+    source = SolveOnTheFly(options)
+    first, second = source.pack(ref("first")), source.pack(ref("second"))
+    assert isinstance(first, PackedWeight)
+    assert isinstance(second, PackedWeight)
+    assert (first.bits, first.group_size, first.offset.size) == (3, 32, 64)  # 32 rows with padding, 2 groups
+    assert (second.bits, second.group_size, second.offset.size) == (1, 64, 0)
+
+
 def test_embeddings_stay_dense_when_the_user_says_so() -> None:
     source = SolveOnTheFly(QuantizeOptions(method="greedy", embeddings=False))
     left = source.pack(ref(kinds=("gather", "matmul")))

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bcq import packing
+from bcq import packing, report
 from bcq.base import QuantizedBase
 from bcq.checkpoint import SINGLE, Checkpoint
 from bcq.errors import BcqError
@@ -73,6 +73,21 @@ def test_overrides_and_kept_embeddings_are_obeyed(model: Path, tmp_path: Path) -
     assert base.packed(ATTENTION).bits == 2
     assert base.packed("transformer.h.0.mlp.c_proj.weight").bits == 1
     assert {WORDS, "transformer.h.0.mlp.c_fc.weight"} <= set(base.dense_names())
+
+
+def test_each_matrix_may_have_its_own_group_size_and_offset(model: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(bits=2, offset=True, overrides=("h.*.attn.*=2:g32:no-offset", "mlp.c_fc=1:g0"))
+    base = quantize(model, tmp_path / "base", options)
+    matrices = {
+        name: (matrix.bits, matrix.group_size, matrix.offset) for name, matrix in base.matrices.items()
+    }
+    assert matrices[ATTENTION] == (2, 32, False)
+    assert matrices["transformer.h.0.mlp.c_fc.weight"] == (1, 64, True)
+    assert matrices[WORDS] == (2, 128, True)
+    rows = report.read_report(tmp_path / "base") or []
+    assert {row.name: row.offset for row in rows if row.bits} == {
+        matrix.name: matrix.offset for matrix in base.matrices.values()
+    }
 
 
 def test_the_plan_names_every_matrix_without_solving(model: Path, tmp_path: Path) -> None:

@@ -132,3 +132,12 @@ def test_the_worst_matrix_is_named_with_its_error() -> None:
         "worst       b: relative error 0.2500 (squared)"
     ]
     assert "worst" not in report.summary_text(report.summarize(rows[2:], 1000, 1.0), rows[2:])
+
+
+def test_a_report_of_before_offsets_were_recorded_can_be_read(tmp_path: Path) -> None:
+    document = json.loads(report.report_json([row("a", offset=True)], {}))
+    (tmp_path / report.REPORT_FILE).write_text(json.dumps(document), encoding="utf-8")
+    assert report.read_report(tmp_path) == [row("a", offset=True)]
+    del document["matrices"][0]["offset"]
+    (tmp_path / report.REPORT_FILE).write_text(json.dumps(document), encoding="utf-8")
+    assert report.read_report(tmp_path) == [row("a")]

@@ -77,13 +77,10 @@ def _of_graph(path: Path, options: QuantizeOptions) -> list[Row]:
     source = _DryRun(options)
     records = passes.run(onnx_file.load(path), source).matrices
     plan.check_overrides(options, [record.name for record in records])
-    return [
-        _row(record, source.choices.get(record.name, Choice(None, record.reason)), options)
-        for record in records
-    ]
+    return [_row(record, source.choices.get(record.name, Choice(None, record.reason))) for record in records]
 
 
-def _row(record: MatrixRecord, choice: Choice, options: QuantizeOptions) -> Row:
+def _row(record: MatrixRecord, choice: Choice) -> Row:
     rows, inputs, bits = record.rows, record.inputs, choice.bits
     return Row(
         name=record.name,
@@ -91,11 +88,12 @@ def _row(record: MatrixRecord, choice: Choice, options: QuantizeOptions) -> Row:
         rows=rows,
         inputs=inputs,
         bits=bits,
-        group_size=0 if bits is None else plan.group_size_for(options, inputs),
+        group_size=0 if bits is None else plan.group_size_for(choice, inputs),
         dense_bytes=record.dense_bytes,
         packed_bytes=0
         if bits is None
-        else tile16_bytes(rows, inputs, bits, options.group_size, options.offset),
+        else tile16_bytes(rows, inputs, bits, choice.group_size, choice.offset),
         reason=choice.reason,
         requested=choice.requested,
+        offset=choice.offset,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asked for: the options of quantization, and which bits they mean for one matrix."""
+"""What the user asked for: the options of quantization, and what they mean for one matrix."""
 
 from __future__ import annotations
 
@@ -13,21 +13,36 @@ from bcq.errors import UsageError
 
 METHODS = ("multistart", "alternating", "greedy", "uniform")
 KEEP = "keep"
+_OFFSETS = {"offset": True, "no-offset": False}
+_FORMS_OF_SET = "Forms: 'h.*=3', 'h.*=3:g64', 'h.*=2:g0:offset', 'h.*=keep'."
 
 
 @dataclass(frozen=True)
 class Override:
-    """One ``--set``: matrices that match ``pattern`` get ``bits`` planes, or stay dense when it is None."""
+    """One ``--set``: how matrices that match ``pattern`` are packed.
+
+    Attributes:
+        pattern: of names, as :meth:`matches` reads it.
+        bits: q, or None when they stay dense.
+        group_size: g, 0 for one group a row; None for that of the options.
+        offset: whether each group has an offset; None as the options say.
+    """
 
     pattern: str
     bits: int | None
+    group_size: int | None = None
+    offset: bool | None = None
 
     def matches(self, name: str) -> bool:
         """True when the pattern fits the full name or a dotted suffix, with or without a last ``.weight``."""
         return any(fnmatchcase(form, self.pattern) for form in _forms(name))
 
     def __str__(self) -> str:
-        return f"{self.pattern}={KEEP if self.bits is None else self.bits}"
+        if self.bits is None:
+            return f"{self.pattern}={KEEP}"
+        group = "" if self.group_size is None else f":g{self.group_size}"
+        offset = "" if self.offset is None else ":offset" if self.offset else ":no-offset"
+        return f"{self.pattern}={self.bits}{group}{offset}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +75,7 @@ class QuantizeOptions:
             raise UsageError("E202", f"overrides: got {self.overrides!r}, expected a list of such texts.")
         object.__setattr__(self, "overrides", tuple(_parsed(entry) for entry in self.overrides))
         _check_bits("--bits", self.bits)
-        multiple = contract.GROUP_SIZE_MULTIPLE
-        if not _is_int(self.group_size) or self.group_size < 0 or self.group_size % multiple:
-            raise UsageError(
-                "E202",
-                f"--group-size: got {self.group_size!r}, expected 0 or a multiple of {multiple}.",
-                f"Try {multiple}, 64, 128 or 0.",
-            )
+        _check_group_size("--group-size", self.group_size)
         if self.method not in METHODS:
             raise UsageError("E202", f"--method: got {self.method!r}, expected one of {', '.join(METHODS)}.")
         if not _is_int(self.seed) or self.seed < 0:
@@ -75,32 +84,62 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What happens to one matrix: ``bits`` planes, or None with the reason; ``requested`` by the user."""
+    """What happens to one matrix.
+
+    Attributes:
+        bits: q, or None when it stays dense.
+        reason: why it stays dense.
+        requested: whether the user named it.
+        group_size: g as asked for: 0 is one group a row.
+        offset: whether each group has an offset.
+    """
 
     bits: int | None
     reason: str = ""
     requested: bool = False
+    group_size: int = 0
+    offset: bool = False
 
 
 def parse_override(text: str) -> Override:
-    """Reads ``pattern=bits`` or ``pattern=keep``.
+    """Reads ``pattern=keep`` or ``pattern=bits``, the latter with ``:g64``, ``:offset`` or ``:no-offset``.
 
     Raises:
-        UsageError: E202 when the text has another form or bits are out of range.
+        UsageError: E202 when the text has another form, or bits or group size are out of range.
     """
     pattern, separator, value = text.rpartition("=")
+    where = f"--set {text!r}"
     if not separator or not pattern or not value:
-        raise UsageError("E202", f"--set {text!r}: expected 'pattern=bits' or 'pattern=keep'.")
+        raise UsageError("E202", f"{where}: expected 'pattern=bits' or 'pattern=keep'.", _FORMS_OF_SET)
     if value == KEEP:
         return Override(pattern, None)
-    if not (value.isascii() and value.isdigit()):
-        raise UsageError("E202", f"--set {text!r}: got {value!r}, expected 1 to 8 bits or 'keep'.")
-    _check_bits(f"--set {text!r}", int(value))
-    return Override(pattern, int(value))
+    bits, *extras = value.split(":")
+    if not _is_number(bits):
+        raise UsageError("E202", f"{where}: got {bits!r}, expected 1 to 8 bits or 'keep'.", _FORMS_OF_SET)
+    _check_bits(where, int(bits))
+    return Override(pattern, int(bits), *_extras(where, extras))
+
+
+def _extras(where: str, extras: Sequence[str]) -> tuple[int | None, bool | None]:
+    """Group size and offset of what follows the bits; each may stand once."""
+    group_size: int | None = None
+    offset: bool | None = None
+    for extra in extras:
+        if extra in _OFFSETS and offset is None:
+            offset = _OFFSETS[extra]
+        elif extra[:1] == "g" and _is_number(extra[1:]) and group_size is None:
+            group_size = int(extra[1:])
+            _check_group_size(where, group_size)
+        else:
+            expected = "a group size such as 'g64' and 'offset' or 'no-offset', each at most once"
+            raise UsageError(
+                "E202", f"{where}: got {extra!r} after the bits, expected {expected}.", _FORMS_OF_SET
+            )
+    return group_size, offset
 
 
 def choice_for(name: str, options: QuantizeOptions, embedding: bool = False) -> Choice:
-    """The bits for one matrix.
+    """How one matrix is packed.
 
     Args:
         name: parameter or initializer name.
@@ -110,11 +149,18 @@ def choice_for(name: str, options: QuantizeOptions, embedding: bool = False) -> 
     for override in reversed(options.overrides):
         assert isinstance(override, Override)  # __post_init__ has parsed the strings
         if override.matches(name):
-            reason = f"kept by --set '{override}'" if override.bits is None else ""
-            return Choice(override.bits, reason, requested=True)
+            return _overridden(override, options)
     if embedding and not options.embeddings:
         return Choice(None, "kept by --no-embeddings", requested=True)
-    return Choice(options.bits)
+    return Choice(options.bits, group_size=options.group_size, offset=options.offset)
+
+
+def _overridden(override: Override, options: QuantizeOptions) -> Choice:
+    if override.bits is None:
+        return Choice(None, f"kept by --set '{override}'", requested=True)
+    group_size = options.group_size if override.group_size is None else override.group_size
+    offset = options.offset if override.offset is None else override.offset
+    return Choice(override.bits, requested=True, group_size=group_size, offset=offset)
 
 
 def check_overrides(options: QuantizeOptions, names: Iterable[str]) -> None:
@@ -132,9 +178,9 @@ def check_overrides(options: QuantizeOptions, names: Iterable[str]) -> None:
             raise UsageError("E201", f"--set '{override}' matches no matrix.", hint)
 
 
-def group_size_for(options: QuantizeOptions, inputs: int) -> int:
+def group_size_for(chosen: QuantizeOptions | Choice, inputs: int) -> int:
     """The g that a weight of ``inputs`` features stores: 0 (row-wise) becomes K."""
-    return options.group_size or inputs
+    return chosen.group_size or inputs
 
 
 def _closest(pattern: str, names: Sequence[str]) -> str:
@@ -168,6 +214,20 @@ def _parsed(entry: object) -> Override:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _check_group_size(where: str, group_size: object) -> None:
+    multiple = contract.GROUP_SIZE_MULTIPLE
+    if not _is_int(group_size) or group_size < 0 or group_size % multiple:  # type: ignore[operator]  # an int
+        raise UsageError(
+            "E202",
+            f"{where}: got the group size {group_size!r}, expected 0 or a multiple of {multiple}.",
+            f"Try {multiple}, 64, 128 or 0.",
+        )
 
 
 def _check_bits(where: str, bits: object) -> None:

@@ -57,6 +57,7 @@ class PlannedMatrix:
         requested: the user asked for this.
         relative_error: sum of squared errors over sum of squared weights, or None before solving or when
             dense.
+        offset: whether its groups have offsets.
     """
 
     name: str
@@ -71,6 +72,7 @@ class PlannedMatrix:
     reason: str = ""
     requested: bool = False
     relative_error: float | None = None
+    offset: bool = False
 
 
 def plan(model_folder: str | Path, options: QuantizeOptions) -> list[PlannedMatrix]:
@@ -257,10 +259,10 @@ def _plan_one(
         kept = checkpoint.entry(info.stored).nbytes
         left = (info.name, info.stored, info.kind, info.rows, info.inputs, None, 0, dense_bytes, kept)
         return PlannedMatrix(*left, reason=reason, requested=choice.requested and not info.reason), None
-    group_size = group_size_for(options, info.inputs)
+    group_size = group_size_for(choice, info.inputs)
     base = BaseMatrix(
         stored=info.stored, name=info.name, kind=info.kind, rows=info.rows, inputs=info.inputs, bits=bits,
-        group_size=group_size, offset=options.offset, transposed=info.transposed, tied=tied,
+        group_size=group_size, offset=choice.offset, transposed=info.transposed, tied=tied,
         code_hash=_NO_HASH,
     )  # fmt: skip
     row = (
@@ -274,7 +276,7 @@ def _plan_one(
         dense_bytes,
         base.packed_bytes,
     )
-    return PlannedMatrix(*row, requested=choice.requested), base
+    return PlannedMatrix(*row, requested=choice.requested, offset=choice.offset), base
 
 
 def _write_weights(

@@ -33,6 +33,7 @@ class Row:
         requested: whether the user asked for it.
         relative_error: sum of squared errors over the sum of squared weights, None where it stays dense or
             is not known.
+        offset: whether its groups have offsets; False where it stays dense or an old report does not say.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     reason: str
     requested: bool
     relative_error: float | None = None
+    offset: bool = False
 
     @classmethod
     def of(cls, matrix: Mapping[str, Any]) -> Row:
@@ -64,6 +66,7 @@ class Row:
             reason=str(matrix.get("reason", "")),
             requested=bool(matrix.get("requested", False)),
             relative_error=None if error is None else float(error),
+            offset=bool(matrix.get("offset", False)),
         )
 
     @property

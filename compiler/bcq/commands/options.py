@@ -52,8 +52,9 @@ def add_quantize_options(verb: argparse.ArgumentParser) -> None:
         "--set",
         dest="overrides",
         action="append",
-        metavar="PATTERN=BITS",
-        help="other bits, or 'keep', for matrices by name; may be repeated, the last match wins",
+        metavar="PATTERN=HOW",
+        help="how matrices of these names are packed: bits ('h.*=3'), with their group size ('h.*=3:g64',"
+        " 'h.*=2:g0:offset'), or 'keep'; may be repeated, the last match wins",
     )
     add("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bcq quantize models/gpt2 -o base --bits 3 --group-size 128
   bcq quantize models/gpt2 -o base --bits 2 --set 'h.*.mlp.*=4' --set 'wpe*=keep'
+  bcq quantize models/gpt2 -o base --bits 2 --set 'wte*=4:g64' --set 'h.0.*=3:g0:offset'
   bcq quantize models/gpt2 -o base --dry-run
   bcq quantize models/gpt2 -o base --resume        # after a kill, an empty battery or a full disk"""
 

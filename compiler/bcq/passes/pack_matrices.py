@@ -107,4 +107,5 @@ def _record(matrix: Matrix, packed: PackedWeight | None, reason: str, requested:
         packed_bytes=packed.nbytes if packed else 0,
         reason=reason,
         requested=requested,
+        offset=bool(counted and counted.offset.size),
     )

@@ -23,6 +23,7 @@ class MatrixRecord:
         requested: the user asked for it to stay dense.
         relative_error: sum of squared errors over the sum of squared weights; None when it counts as dense,
             or when the source does not know it.
+        offset: whether its groups have offsets.
     """
 
     name: str
@@ -36,6 +37,7 @@ class MatrixRecord:
     reason: str
     requested: bool = False
     relative_error: float | None = None
+    offset: bool = False
 
     @property
     def packed(self) -> bool:

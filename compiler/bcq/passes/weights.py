@@ -90,7 +90,7 @@ class SolveOnTheFly:
     """Quantizes the tensors that the graph itself carries.
 
     Args:
-        options: bits, group size and so on, with ``--set`` exceptions by name.
+        options: bits, group size and offset, with ``--set`` exceptions by name.
         finished: where packed tensors wait until they are written; None keeps them in memory.
     """
 
@@ -106,21 +106,21 @@ class SolveOnTheFly:
         return digest.hexdigest()
 
     def pack(self, matrix: MatrixRef) -> PackedWeight | Left:
-        """Solves the matrix with the bits that the options give to its name."""
+        """Solves the matrix with the bits, group size and offset that the options give to its name."""
         from bcq.solver import relative_error, solve  # late: a base needs no solver
 
         options = self.options
         choice = plan.choice_for(matrix.name, options, embedding=GATHER_KIND in matrix.kinds)
         if choice.bits is None:
             return Left(choice.reason, choice.requested)
-        group_size = plan.group_size_for(options, matrix.inputs)
-        packed_bytes = _packed_bytes(matrix, choice.bits, group_size, options.offset)
+        group_size = plan.group_size_for(choice, matrix.inputs)
+        packed_bytes = _packed_bytes(matrix, choice.bits, group_size, choice.offset)
         if packed_bytes >= matrix.tensor.nbytes:
             return Left(f"packed it would take {packed_bytes:,} bytes, dense {matrix.tensor.nbytes:,}")
         dense = matrix.read()
         if matrix.kinds == (GATHER_KIND,) and _is_rotary_table(dense):
             return Left("it is a table of rotary positions: both halves of each row are equal")
-        how = (choice.bits, group_size, options.method, options.offset, options.seed)
+        how = (choice.bits, group_size, options.method, choice.offset, options.seed)
         key = key_of(dense, *how) if self.finished else ""
         found = self.finished.find(key) if self.finished else None
         if found is not None:
