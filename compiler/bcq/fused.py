@@ -102,7 +102,7 @@ def join_rows(tensors: Sequence[NDArray[Any]], rows: Sequence[int]) -> NDArray[A
     if all(count % contract.TILE_ROWS == 0 for count in rows[:-1]):
         return np.concatenate(tensors)
     plain = [_untiled(tensor)[:count] for tensor, count in zip(tensors, rows, strict=True)]
-    return _tiled(np.concatenate(plain))
+    return tiled(np.concatenate(plain))
 
 
 def take_rows(tensor: NDArray[Any], first: int, rows: int) -> NDArray[Any]:
@@ -111,7 +111,7 @@ def take_rows(tensor: NDArray[Any], first: int, rows: int) -> NDArray[Any]:
     if first % tile == 0 and rows % tile == 0:
         whole: NDArray[Any] = tensor[first // tile : (first + rows) // tile]
         return whole
-    return _tiled(_untiled(tensor)[first : first + rows])
+    return tiled(_untiled(tensor)[first : first + rows])
 
 
 def take_part(packed: PackedWeight, part: Part) -> PackedWeight:
@@ -142,7 +142,7 @@ def _untiled(tensor: NDArray[Any]) -> NDArray[Any]:
     return flat
 
 
-def _tiled(rows: NDArray[Any]) -> NDArray[Any]:
+def tiled(rows: NDArray[Any]) -> NDArray[Any]:
     """``[N, ...]`` to ``[T, ..., 16]``, padded with zeros."""
     tile = contract.TILE_ROWS
     padding = [(0, -len(rows) % tile)] + [(0, 0)] * (rows.ndim - 1)
