@@ -7,6 +7,7 @@ is quick and a program that only runs models never imports torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +70,10 @@ __all__ = [
     "verify",
 ]
 
+# Official builds of onnxruntime 1.29 and newer send facts about sessions and models, from Linux too, and read
+# this when they are imported. A program that imports bcq sends none unless its user has set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 try:
     __version__ = version("onnx-bcq")
 except PackageNotFoundError:  # a checkout on PYTHONPATH, not installed
@@ -82,7 +87,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 class _Package(ModuleType):

@@ -20,6 +20,8 @@ from bcq.model_check import check_model
 
 LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
+if os.environ.get("ORT_DISABLE_TELEMETRY", "0").lower() not in ("0", "false"):
+    onnxruntime.disable_telemetry_events()  # it may have been imported before bcq, which sets the variable
 FATAL_ONLY = 4  # every error reaches the caller as an exception; logging it too would say it twice
 
 
