@@ -120,7 +120,7 @@ def refit(groups: Groups, assignment: Assignment) -> Float64:
     sums = assignment.sums if groups.table.offset else np.copysign(assignment.sums, assignment.levels)
     target: Float64 = np.einsum("rl,lp->pr", sums, signs)
     matrix[np.arange(planes), np.arange(planes)] += RIDGE * groups.width
-    return np.ascontiguousarray(_solve_positive(matrix, target).T)
+    return np.ascontiguousarray(solve_positive(matrix, target).T)
 
 
 def _count_below(values: Float32, thresholds: Float64) -> NDArray[np.int64]:
@@ -143,7 +143,7 @@ def _row_starts(shape: tuple[int, ...]) -> NDArray[np.int64]:
     return (np.arange(shape[0], dtype=np.int64) * shape[1])[:, None]
 
 
-def _solve_positive(matrix: Float64, target: Float64) -> Float64:
+def solve_positive(matrix: Float64, target: Float64) -> Float64:
     """Solves R small positive systems, ``[P, P, R] x [P, R]``, by Cholesky; overwrites ``matrix``."""
     planes = len(matrix)
     x: Float64 = target.copy()

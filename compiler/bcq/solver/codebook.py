@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sorted levels of one group of many rows, side by side, so that a column finds its levels at once.
+
+Calibrated steps walk over inputs and treat all rows of a block together. Everything here therefore has the
+rows last: a column of N weights is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.solver.groups import Float32
+from bcq.solver.levels import Float64, all_signs
+
+COMPARED = 16  # levels up to which comparing with each threshold is faster than a binary search
+Ranks = NDArray[np.uint8]
+Codes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Levels of N rows.
+
+    Attributes:
+        values: float32 ``[2^q, N]``, ascending along the first axis.
+        codes: uint8 ``[2^q, N]``, the signs of each level: plane 1 is the highest of q bits, 1 for +1.
+        thresholds: float32 ``[2^q - 1, N]``, halfway between neighbours.
+    """
+
+    values: Float32
+    codes: Codes
+    thresholds: Float32
+
+    def nearest(self, target: Float32) -> tuple[Ranks, Float32]:
+        """Rank and value of the level nearest to each of ``[N]`` numbers; the lower one when two are."""
+        count, rows = self.values.shape
+        rank = np.zeros(rows, np.uint8)
+        if count <= COMPARED:
+            for threshold in self.thresholds:
+                rank += target > threshold
+        else:
+            step = count // 2
+            while step:
+                rank += np.uint8(step) * (target > _pick(self.thresholds, rank + np.uint8(step - 1)))
+                step //= 2
+        return rank, _pick(self.values, rank)
+
+
+def codebook(coefficients: Float64, bits: int) -> Codebook:
+    """The codebook of coefficients ``[q, N]`` or, with an offset, ``[q + 1, N]``."""
+    levels = np.einsum("pn,lp->ln", coefficients[:bits], all_signs(bits))
+    if len(coefficients) > bits:
+        levels += coefficients[bits]
+    order = np.argsort(levels, axis=0, kind="stable")
+    ascending = np.take_along_axis(levels, order, axis=0)
+    thresholds = (ascending[1:] + ascending[:-1]) / 2
+    return Codebook(ascending.astype(np.float32), order.astype(np.uint8), thresholds.astype(np.float32))
+
+
+def _pick(table: Float32, rank: Ranks) -> Float32:
+    """``table[rank[n], n]`` for every row n."""
+    rows = table.shape[1]
+    result: Float32 = table.ravel().take(rank.astype(np.int32) * rows + np.arange(rows, dtype=np.int32))
+    return result
