@@ -43,7 +43,7 @@ def test_a_missing_library_is_a_fact(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_wrong_bcq_isa_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCQ_ISA", "avx9000")
-    assert "unknown name" in doctor.facts()["cpu"]["error"]
+    assert "BCQ_ISA: got 'avx9000', expected one of" in doctor.facts()["cpu"]["error"]
 
 
 def two_nodes(folder: Path) -> Path:
@@ -109,12 +109,12 @@ def test_how_weights_are_held_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path
     weights = doctor.facts()["weights"]
     room = weights.pop("room_mb")
     assert room is None or room > 0
-    assert weights == {"BCQ_WEIGHTS": None, "resident": own}
+    assert weights == {"BCQ_WEIGHTS": None, "error": None, "resident": own}
     for held, resident in (("resident", names), ("mapped", [])):
         monkeypatch.setenv("BCQ_WEIGHTS", held)
         facts = doctor.facts(model)
         del facts["weights"]["room_mb"]
-        assert facts["weights"] == {"BCQ_WEIGHTS": held, "resident": resident}
+        assert facts["weights"] == {"BCQ_WEIGHTS": held, "error": None, "resident": resident}
         # A gather reads the order of the disk, so it never has a copy.
         assert [node["weights"] for node in facts["nodes"]] == [held, "mapped"]
 
@@ -128,3 +128,25 @@ def test_nodes_stay_mapped_where_the_room_for_copies_ends(
     for room, held in ((code_bytes, "resident"), (code_bytes - 1, "mapped")):
         monkeypatch.setattr(Core, "memory_for_copies", lambda core, room=room: room)
         assert doctor.facts(two_nodes(tmp_path))["nodes"][0]["weights"] == held
+
+
+@pytest.mark.parametrize(
+    ("variable", "row"), [("BCQ_ISA", "cpu"), ("BCQ_WEIGHTS", "weights"), ("BCQ_PROFILE", "profile")]
+)
+def test_a_wrong_variable_is_shown_in_its_own_row_with_and_without_a_model(
+    variable: str,
+    row: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, "nonsense")
+    for arguments in (["doctor"], ["doctor", str(two_nodes(tmp_path))]):
+        assert cli.main([*arguments, "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts[row]["error"].startswith(f"{variable}: got 'nonsense', expected ")
+        others = [facts[name]["error"] for name in ("cpu", "weights", "profile") if name != row]
+        assert others == [None, None]
+        assert facts.get("nodes") is None
+    assert cli.main(["doctor", str(tmp_path)]) == 0
+    assert f"{row} error" in capsys.readouterr().out

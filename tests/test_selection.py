@@ -109,7 +109,7 @@ def test_bcq_isa_avx2_takes_the_avx2_kernels_whatever_else_the_cpu_has(
 def test_an_unknown_bcq_isa_stops_a_session_and_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCQ_ISA", "avx3")
     model = one_node(contract.MATMUL, random_weight(16, 32, 1, 32))
-    with pytest.raises(BcqError, match=r"BCQ_ISA=avx3: unknown name\. Choose one of scalar, avx2"):
+    with pytest.raises(BcqError, match="BCQ_ISA: got 'avx3', expected one of scalar, avx2"):
         open_session(model)
     monkeypatch.delenv("BCQ_ISA")
     y = open_session(model).run(None, {"A": np.zeros((1, 1, 32), np.float32)})[0]

@@ -16,7 +16,8 @@ from typing import Any
 from bcq import contract
 from bcq.chosen import chosen_kernels, holds_resident
 from bcq.core import Core
-from bcq.errors import BcqError
+from bcq.errors import BcqError, UsageError
+from bcq.runtime import settings_fault
 
 _PACKAGES = (
     "onnx-bcq",
@@ -41,8 +42,9 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
         (chosen for each operator and bits, all built), ``weights`` (kernels for which a session copies
         the codes when its program does not choose, and the room for such copies, half of available memory),
-        ``memory`` (total and available MB, huge pages); with a model also ``model`` and
-        ``nodes`` (see `bcq.chosen.ChosenKernel`).
+        ``profile``, ``memory`` (total and available MB, huge pages); with a model also ``model`` and
+        ``nodes`` (see `bcq.chosen.ChosenKernel`; None when the library refuses one of its variables, which
+        is the error of ``cpu``, ``weights`` or ``profile``).
 
     Raises:
         InputError: when there is no such model, or it is damaged.
@@ -60,7 +62,11 @@ def facts(model: Path | None = None) -> dict[str, Any]:
 
 
 def _model_facts(model: Path) -> dict[str, Any]:
-    return {"model": str(model), "nodes": [asdict(node) for node in chosen_kernels(model)]}
+    try:
+        nodes = [asdict(node) for node in chosen_kernels(model)]
+    except UsageError:  # a variable: its own row says why
+        return {"model": str(model), "nodes": None}
+    return {"model": str(model), "nodes": nodes}
 
 
 def _huge_pages() -> str | None:
@@ -84,20 +90,28 @@ def _library_facts() -> dict[str, Any]:
         core = Core.load()
     except BcqError as error:
         missing = {"path": None, "error": str(error)}
-        return {"library": missing, "cpu": _cpu(None), "kernels": {}, "weights": None}
+        return {"library": missing, "cpu": _cpu(None), "kernels": {}, "weights": None, "profile": None}
+    fault = settings_fault() or ""
     return {
         "library": {"path": str(core.path), "error": None, "format_version": contract.FORMAT_VERSION},
         "cpu": _cpu(core),
         "kernels": _kernels(core),
-        "weights": _weights(core),
+        "weights": _weights(core, fault),
+        "profile": _setting("BCQ_PROFILE", fault),
     }
 
 
-def _weights(core: Core) -> dict[str, Any]:
+def _setting(variable: str, fault: str) -> dict[str, str | None]:
+    """What a variable says, and why the library refuses it."""
+    error = fault if fault.startswith(f"{variable}: ") else None
+    return {variable: os.environ.get(variable), "error": error}
+
+
+def _weights(core: Core, fault: str) -> dict[str, Any]:
     kernels = [row.name for row in core.kernels(contract.MATMUL.name)]
     room = core.memory_for_copies()
     return {
-        "BCQ_WEIGHTS": os.environ.get("BCQ_WEIGHTS"),
+        **_setting("BCQ_WEIGHTS", fault),
         "resident": [name for name in kernels if holds_resident(core, name)],
         "room_mb": None if room >= 2**63 else room // 2**20,
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from importlib.resources import files
@@ -11,7 +12,7 @@ from pathlib import Path
 import onnxruntime
 
 from bcq import contract
-from bcq.errors import BcqError, InputError, ResourceError, is_out_of_memory, out_of_memory
+from bcq.errors import BcqError, InputError, ResourceError, UsageError, is_out_of_memory, out_of_memory
 from bcq.external import check_file
 from bcq.inside import check_unchanged, inner_file
 from bcq.integrity import require_files
@@ -22,6 +23,9 @@ LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
 if os.environ.get("ORT_DISABLE_TELEMETRY", "0").lower() not in ("0", "false"):
     onnxruntime.disable_telemetry_events()  # it may have been imported before bcq, which sets the variable
+VARIABLES = ("BCQ_WEIGHTS", "BCQ_PROFILE", "BCQ_ISA")  # settings that the library reads by itself
+_SETTING = re.compile(rf"({'|'.join(VARIABLES)}|bcq\.weights|bcq\.profile|session options): got ")
+_ASKED = "bcq.asked"  # entry of session options that have the library: what was asked for
 FATAL_ONLY = 4  # every error reaches the caller as an exception; logging it too would say it twice
 
 
@@ -78,6 +82,8 @@ def session(
         InputError: E101 when there is no such file, E103 when it is damaged, E108 when its data lies where it
             must not or is replaced meanwhile, E109 when a BCQ node is malformed or, with `verify`, a file is
             not as it was written, E102 when ONNX Runtime refuses the model for another reason.
+        UsageError: E202 when `weights`, `profile` or a variable (``BCQ_WEIGHTS``, ``BCQ_PROFILE``,
+            ``BCQ_ISA``) has a value that the library does not know.
         ResourceError: E603 when ONNX Runtime is too old or the library is missing or cannot be loaded.
     """
     model = model_file(folder_or_file)
@@ -113,20 +119,54 @@ def register_library(options: onnxruntime.SessionOptions) -> None:
     The library reads its configuration entries ``bcq.weights`` and ``bcq.profile`` now: set them before.
 
     Raises:
-        ResourceError: E603 when the library is missing, cut short or of another contract, ONNX Runtime cannot
-            load it, or an entry has a value that the library does not know.
+        UsageError: E202 when ``BCQ_WEIGHTS``, ``BCQ_PROFILE``, ``BCQ_ISA`` or an entry has a value that the
+            library does not know, or has changed since a first registration.
+        ResourceError: E603 when the library is missing, cut short or of another contract, or ONNX Runtime
+            cannot load it.
     """
+    asked = _asked_of(options)
+    if _entry(options, _ASKED) == asked:
+        return  # ONNX Runtime would keep one more handle of the library, for as long as the options live
     path = library_path()
     check_whole(path)
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:
+        if _SETTING.match(one_line(error)):
+            raise UsageError("E202", one_line(error)) from error
         raise ResourceError(
             "E603",
             f"{path}: onnxruntime {onnxruntime.__version__} cannot use this library: {one_line(error)}",
-            "If the text names no setting to change, reinstall the package on this machine.",
+            "Reinstall the package on this machine.",
         ) from error
     check_contract(path)
+    options.add_session_config_entry(_ASKED, asked)
+
+
+def _asked_of(options: onnxruntime.SessionOptions) -> str:
+    """A short text that changes with everything that a registration depends on."""
+    entries = [_entry(options, key) for key in ("bcq.weights", "bcq.profile")]
+    asked = [str(library_path()), *entries, *(os.environ.get(name) for name in VARIABLES)]
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+
+def _entry(options: onnxruntime.SessionOptions, key: str) -> str | None:
+    """A configuration entry, or None when there is none."""
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return None
+
+
+def settings_fault() -> str | None:
+    """Why the library refuses a variable of this process, the first such, or None."""
+    try:
+        register_library(default_options())
+    except UsageError as error:
+        return error.message
+    except BcqError:
+        return None  # the library itself is at fault
+    return None
 
 
 def model_file(folder_or_file: str | Path) -> Path:

@@ -39,6 +39,15 @@ std::string known_names() {
   return names;
 }
 
+// The beginning of a message that refuses a name: short, and printable whatever the environment holds.
+std::string got(const char* name) {
+  std::string shown = std::string(name).substr(0, 64);
+  for (char& c : shown) {
+    if (c < 0x20 || c > 0x7e) c = '?';
+  }
+  return "BCQ_ISA: got '" + shown + "', expected ";
+}
+
 }  // namespace
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -82,12 +91,10 @@ uint32_t lower_cpu_flags(const char* name, uint32_t detected, std::string& error
   for (const IsaLevel& level : kLevels) {
     if (std::strcmp(level.name, name) != 0) continue;
     if ((level.flags & ~detected) == 0) return detected & (level.flags | optional_flags(level));
-    error = "BCQ_ISA=" + std::string(name) + ": this CPU has only " + isa_name(detected) +
-            ". BCQ_ISA may lower the instruction set, not raise it: choose another name or unset it.";
+    error = got(name) + isa_name(detected) + " or lower, because this CPU has no more. Choose that or unset it.";
     return 0;
   }
-  error = "BCQ_ISA=" + std::string(name).substr(0, 64) + ": unknown name. Choose one of " + known_names() +
-          ", or unset it.";
+  error = got(name) + "one of " + known_names() + ". Choose one or unset it.";
   return 0;
 }
 
