@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+pytest.importorskip("torch", reason="a base is made with the packages for compiling")
+
 from bcq.adapter import Adapter, Alphas
 from bcq.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 from bcq.base import QuantizedBase

@@ -18,8 +18,8 @@ from bcq.atomic import AtomicFolder
 from bcq.checkpoint import read_json
 from bcq.errors import BcqError, InputError, UsageError
 from bcq.inside import check_unchanged, inner_file
-from bcq.safetensors_read import StoredTensor, read_header
-from bcq.safetensors_write import SafetensorsWriter, TensorSpec
+from bcq.safetensors_read import StoredTensor, read_header, read_tensor
+from bcq.safetensors_write import SPELLING, SafetensorsWriter, TensorSpec
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -28,8 +28,6 @@ FORMAT_VERSION = 1
 MAX_BYTES = 1 << 30  # of all tensors; factors take kilobytes, a full set of dense tensors may take more
 BASE_HASH_KEY = "base_hash"
 _PICKLES = ("adapter_model.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SPELLING = {"float16": "F16", "float32": "F32"}
-_NUMPY = {"F16": "<f2", "F32": "<f4"}
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {
     "peft_type": str, "format_version": int, "name": str, BASE_HASH_KEY: str, "matrices": list, "dense": list,
@@ -39,6 +37,17 @@ _FIELDS = {
 
 def write(adapter: Adapter, folder: Path) -> None:
     """See `Adapter.save`."""
+    with AtomicFolder(folder) as partial:
+        write_files(adapter, partial)
+        manifest.write_manifest(partial, ["bcq", "adapter", adapter.name], 0)
+
+
+def write_files(adapter: Adapter, folder: Path) -> None:
+    """Writes configuration and tensors into a folder that exists.
+
+    Raises:
+        UsageError: E202 for metadata that is not JSON.
+    """
     config = {
         "peft_type": PEFT_TYPE,
         "format_version": FORMAT_VERSION,
@@ -48,11 +57,8 @@ def write(adapter: Adapter, folder: Path) -> None:
         "dense": sorted(adapter.dense),
         "metadata": dict(adapter.metadata),
     }
-    text = _json(config)
-    with AtomicFolder(folder) as partial:
-        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
-        _write_tensors(adapter, partial / WEIGHTS_FILE)
-        manifest.write_manifest(partial, ["bcq", "adapter", adapter.name], 0)
+    (folder / CONFIG_FILE).write_text(_json(config), encoding="utf-8")
+    _write_tensors(adapter, folder / WEIGHTS_FILE)
 
 
 def _json(config: Mapping[str, Any]) -> str:
@@ -64,7 +70,7 @@ def _json(config: Mapping[str, Any]) -> str:
 
 def _write_tensors(adapter: Adapter, file: Path) -> None:
     tensors = adapter.tensors()
-    specs = {name: TensorSpec(_SPELLING[array.dtype.name], array.shape) for name, array in tensors.items()}
+    specs = {name: TensorSpec(SPELLING[array.dtype.name], array.shape) for name, array in tensors.items()}
     notes = {"format": "pt", BASE_HASH_KEY: adapter.base_hash}
     with SafetensorsWriter(file, specs, notes) as writer:
         for name, array in tensors.items():
@@ -89,7 +95,7 @@ def read(folder: Path) -> Adapter:
         )
     names = _alpha_names(config["matrices"])
     _check_listed(folder, set(stored), names, config["dense"])
-    arrays = {name: _array(entry) for name, entry in stored.items()}
+    arrays = {name: read_tensor(entry) for name, entry in stored.items()}
     alphas: dict[str, dict[str, NDArray[Any]]] = {}
     for tensor, (matrix, part) in names.items():
         if tensor in arrays:
@@ -157,23 +163,12 @@ def _stored(folder: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
     if total > MAX_BYTES:
         raise InputError("E102", f"{file} holds {total:,} bytes of tensors, expected at most {MAX_BYTES:,}.")
     for entry in header.tensors.values():
-        if entry.dtype not in _NUMPY:
+        if entry.dtype not in SPELLING.values():
             raise InputError(
                 "E302", f"{file}: '{entry.name}' has type {entry.dtype}, expected F16 or F32.", ""
             )
     check_unchanged([stamp])
     return header.tensors, header.metadata
-
-
-def _array(entry: StoredTensor) -> NDArray[Any]:
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.offset)
-        data = stream.read(entry.nbytes)
-    if len(data) != entry.nbytes:
-        raise InputError(
-            "E103", f"{entry.file} was cut short while {entry.name!r} was read.", "Copy it again."
-        )
-    return np.frombuffer(data, _NUMPY[entry.dtype]).reshape(entry.shape)
 
 
 def _alpha_names(matrices: list[str]) -> dict[str, tuple[str, str]]:

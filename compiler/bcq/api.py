@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from bcq.adapter import Adapter
     from bcq.base import QuantizedBase
     from bcq.export import ExportResult
 
@@ -54,6 +56,8 @@ def export(
     fuse: bool = True,
     accuracy_level: int = 0,
     resume: bool = False,
+    adapter: str | Path | Adapter | None = None,
+    adapters: Sequence[str | Path | Adapter] = (),
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -66,6 +70,8 @@ def export(
         fuse: join matrices that read the same activations into one operator; results stay the same.
         accuracy_level: of every product: 0 near-exact, 1 float32, 4 int8 activations (``ops/README.md``).
         resume: go on with the matrices that a stopped run of the same output has finished.
+        adapter: a task (or its folder) whose values the model shall hold.
+        adapters: tasks that the model shall serve, one per request.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
 
@@ -87,6 +93,8 @@ def export(
         fuse=fuse,
         accuracy_level=accuracy_level,
         resume=resume,
+        adapter=adapter,
+        adapters=adapters,
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bcq.errors import InputError, UsageError
 from bcq.generate import Model, load
 from bcq.progress import SILENT, Progress
+from bcq.tasks import Task
 
 MAX_WINDOW = 1024  # longer contexts cost memory (window x vocabulary logits) and change figures little
 Logits = Callable[[Sequence[int]], NDArray[Any]]  # token ids [L] -> logits [L, vocabulary]
@@ -57,6 +58,7 @@ def perplexity(
     limit: int | None = None,
     with_library: bool = True,
     progress: Progress = SILENT,
+    adapter: Task = None,
 ) -> Perplexity:
     """Measures an exported folder.
 
@@ -67,13 +69,16 @@ def perplexity(
         limit: measure only so many windows.
         with_library: False runs the model-local functions instead of the op library.
         progress: told about each window.
+        adapter: the task that the model shall run, as `Model.generate` takes it; None for the base.
 
     Raises:
-        InputError: no such folder, no tokenizer in it, or a text of less than two tokens.
+        InputError: no such folder, no tokenizer in it, or a text of less than two tokens; E301 to E303 for an
+            adapter that the export cannot run.
         UnsupportedError: E401 when the folder holds no decoder.
         UsageError: E202 for a window that is too short or too long.
     """
     model = load(folder, with_library=with_library)
+    model.use(adapter)
     tokens = model.tokenizer.encode(text, add_special_tokens=False).ids if isinstance(text, str) else text
     return measure(decoder_logits(model), tokens, window_for(model.context_length, window), limit, progress)
 

@@ -16,6 +16,7 @@ from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
 from bcq.checkpoint import Checkpoint, read_config, read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.export_tasks import ExportTasks
 from bcq.external import check_file
 from bcq.frontends.architectures import architecture_of
 from bcq.inside import check_unchanged
@@ -28,6 +29,7 @@ from bcq.write import write_model
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from bcq.adapter import Adapter
     from bcq.passes import PackReport, WeightSource
 
 MODEL_FILE = "model.onnx"
@@ -84,6 +86,8 @@ def export(
     fuse: bool = True,
     accuracy_level: int = 0,
     resume: bool = False,
+    adapter: str | Path | Adapter | None = None,
+    adapters: Sequence[str | Path | Adapter] = (),
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -97,9 +101,13 @@ def export(
         fuse: join matrices that read the same activations (Q, K and V, say); results stay the same.
         accuracy_level: of every product: 0 near-exact, 1 float32, 4 int8 activations (``ops/README.md``).
         resume: go on with the matrices that a stopped run of the same output has finished.
+        adapter: a task whose values the model shall hold.
+        adapters: tasks that the model shall serve, one per request; their tensors become inputs of the graph
+            with the base's values as defaults.
 
     Raises:
-        InputError: E101 to E109 for a source that is missing, damaged or unsafe.
+        InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
+            that does not fit.
         UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, E203 for
             options with a base, for an output folder that holds something else, and for one that would
             replace the source.
@@ -111,18 +119,21 @@ def export(
     graph = _GraphChoices(fuse, _known_level(accuracy_level))
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
+    tasks = ExportTasks.open(adapter, adapters, output)
+    _check_tasks(tasks, opened)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     finished = Finished(output, resume)
     with AtomicFolder(output, finished) as folder:
         if isinstance(opened, QuantizedBase):
-            kind, packed = _export_base(opened, folder, progress, graph)
+            kind, packed = _export_base(opened, folder, progress, graph, tasks)
         elif _is_graph(opened):
             chosen = options or QuantizeOptions()
             kind, packed = "graph", _export_file(opened, folder, chosen, progress, graph, finished)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
                 base = _quantized(opened, Path(temporary) / "base", options, progress, finished)
-                kind, packed = _export_base(base, folder, progress, graph)
+                tasks.check_fits(base)
+                kind, packed = _export_base(base, folder, progress, graph, tasks)
         _check_share(packed, allow_partial)
         recorded = _recorded_options(opened, options)
         text = report.report_json(packed.matrices, recorded, packed.fusions)
@@ -195,6 +206,16 @@ def _check_tools(source: Source) -> None:
         library_path()
 
 
+def _check_tasks(tasks: ExportTasks, source: Source) -> None:
+    """Refuses what does not fit before any work, as far as that is known."""
+    if isinstance(source, QuantizedBase):
+        tasks.check_fits(source)
+    elif tasks.all and _is_graph(source):
+        raise UsageError(
+            "E203", f"{source} has no base that an adapter could be bound to.", "Export a quantized base."
+        )
+
+
 def _quantized(
     model: Path, folder: Path, options: QuantizeOptions | None, progress: Progress, finished: Finished
 ) -> QuantizedBase:
@@ -211,15 +232,17 @@ def _known_level(accuracy_level: int) -> int:
 
 
 def _export_base(
-    base: QuantizedBase, folder: Path, progress: Progress, graph: _GraphChoices
+    base: QuantizedBase, folder: Path, progress: Progress, graph: _GraphChoices, tasks: ExportTasks
 ) -> tuple[str, PackReport]:
     """Model, configuration and tokenizer of a base; the kind, and what was packed."""
     from bcq.frontends import hf
-    from bcq.passes import FromBase
     from bcq.quantize import copy_side_files
 
     skeleton = hf.skeleton(base)
-    packed = _pack_and_write(skeleton.model, FromBase(base), folder, progress, graph)
+    tasks.before_passes(skeleton.model)
+    packed = _packed(skeleton.model, tasks.weights(base), progress, graph)
+    tasks.after_passes(skeleton.model, base, folder)
+    write_model(skeleton.model, folder / MODEL_FILE)
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
@@ -243,21 +266,18 @@ def _export_file(
     stamps = check_file(path)
     model = onnx_file.load(path)
     with onnx_file.explained(path):
-        packed = _pack_and_write(model, SolveOnTheFly(options, finished), folder, progress, graph)
+        packed = _packed(model, SolveOnTheFly(options, finished), progress, graph)
+        write_model(model, folder / MODEL_FILE)
     check_unchanged(stamps)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
 
 
-def _pack_and_write(
-    model: ir.Model, weights: WeightSource, folder: Path, progress: Progress, graph: _GraphChoices
-) -> PackReport:
+def _packed(model: ir.Model, weights: WeightSource, progress: Progress, graph: _GraphChoices) -> PackReport:
     from bcq import passes
 
     pipeline = passes.PIPELINE if graph.fuse else passes.UNFUSED
-    packed = passes.run(model, weights, progress, pipeline, graph.accuracy_level)
-    write_model(model, folder / MODEL_FILE)
-    return packed
+    return passes.run(model, weights, progress, pipeline, graph.accuracy_level)
 
 
 def _write_decoder_files(base: QuantizedBase, model: ir.Model, folder: Path) -> None:

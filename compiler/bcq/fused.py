@@ -20,6 +20,7 @@ from bcq import contract
 from bcq.packing import PackedWeight
 
 NOTE = "bcq.parts"  # the key in a node's metadata_props
+TILE = contract.TILE_ROWS
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ def read_note(notes: Mapping[str, str]) -> list[Part]:
         entries = json.loads(notes[NOTE])
     except RecursionError as fault:
         raise ValueError("it nests too deep") from fault
-    if not isinstance(entries, list) or not entries or not all(map(_is_entry, entries)):
+    if not isinstance(entries, list) or not entries or not all(map(is_entry, entries)):
         raise ValueError(f"got {notes[NOTE][:100]!r}, expected a list of [name, rows]")
     return parts_of([name for name, _ in entries], [rows for _, rows in entries])
 
 
-def _is_entry(entry: Any) -> bool:
+def is_entry(entry: Any) -> bool:
+    """Whether a JSON value is a name and a number of rows."""
     return (
         isinstance(entry, list)
         and len(entry) == 2

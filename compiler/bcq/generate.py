@@ -14,6 +14,7 @@ from bcq.checkpoint import read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.genai import CONFIG_FILE
 from bcq.sampling import Chooser, chooser, is_integer
+from bcq.tasks import BASE_KEY, Feeds, Task, Tasks, no_slots
 
 TOKENIZER_FILE = "tokenizer.json"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -42,19 +43,27 @@ class Model:
         self._outputs = [value.name for value in session.get_outputs()]
         _check_vocabulary(folder / CONFIG_FILE, self.vocabulary, session)
         self._tokenizer: Any = None
+        self._tasks: Tasks | None = None
+        self._using: Feeds = {}
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> str: ...
-    @overload
-    def generate(self, prompt: Sequence[int], max_new_tokens: int = ..., **sampling: Any) -> list[int]: ...
     def generate(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 20, **sampling: Any
+        self, prompt: str, max_new_tokens: int = ..., adapter: Task = ..., **sampling: Any
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[int], max_new_tokens: int = ..., adapter: Task = ..., **sampling: Any
+    ) -> list[int]: ...
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 20, adapter: Task = None, **sampling: Any
     ) -> str | list[int]:
         """Continues a prompt, greedily unless told otherwise.
 
         Args:
             prompt: text, or token ids.
             max_new_tokens: at most so many; an end token ends it earlier and is not part of the answer.
+            adapter: name of a task in the export, or an adapter (its folder) from elsewhere; None for what
+                `use` has chosen, which is the base at first.
             **sampling: ``temperature``, ``top_k``, ``top_p``, ``seed`` of `bcq.sampling.chooser`.
 
         Returns:
@@ -62,25 +71,72 @@ class Model:
 
         Raises:
             UsageError: E202 for an empty or too long prompt, an id outside the vocabulary, or a bad option.
-            InputError: E101 for a text prompt when the folder has no ``tokenizer.json``.
+            InputError: E101 for a text prompt when the folder has no ``tokenizer.json``; E301 to E303 for an
+                adapter that this export cannot run.
             ResourceError: E603 for a text prompt when the package tokenizers is missing.
         """
-        tokens = list(self._new_tokens(self._encode(prompt), max_new_tokens, chooser(**sampling)))
-        return self._decode(tokens) if isinstance(prompt, str) else tokens
+        tokens = list(self._new_tokens(self.encode(prompt), max_new_tokens, adapter, chooser(**sampling)))
+        return self.decode(tokens) if isinstance(prompt, str) else tokens
 
     @overload
-    def stream(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> Iterator[str]: ...
-    @overload
-    def stream(self, prompt: Sequence[int], max_new_tokens: int = ..., **sampling: Any) -> Iterator[int]: ...
     def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 20, **sampling: Any
+        self, prompt: str, max_new_tokens: int = ..., adapter: Task = ..., **sampling: Any
+    ) -> Iterator[str]: ...
+    @overload
+    def stream(
+        self, prompt: Sequence[int], max_new_tokens: int = ..., adapter: Task = ..., **sampling: Any
+    ) -> Iterator[int]: ...
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 20, adapter: Task = None, **sampling: Any
     ) -> Iterator[str] | Iterator[int]:
         """As `generate`, one piece at a time; text pieces join to what `generate` returns."""
-        tokens = self._new_tokens(self._encode(prompt), max_new_tokens, chooser(**sampling))
+        tokens = self._new_tokens(self.encode(prompt), max_new_tokens, adapter, chooser(**sampling))
         return self._pieces(tokens) if isinstance(prompt, str) else tokens
 
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        adapters: Sequence[Task] | None = None,
+        max_new_tokens: int = 20,
+        **sampling: Any,
+    ) -> list[str | list[int]]:
+        """Continues many prompts, each with a task of its own; see `bcq.batch.generate_batch`."""
+        from bcq.batch import generate_batch
+
+        return generate_batch(self, prompts, adapters, max_new_tokens, **sampling)
+
+    def use(self, adapter: Task) -> None:
+        """Chooses the task of all calls that name none; None for the base. Nothing is loaded twice.
+
+        Raises:
+            InputError: E301 to E303 for an adapter that this export cannot run, and as `Adapter.open`.
+        """
+        self._using = {} if adapter is None else self.tasks.feeds(adapter)
+
+    def adapters(self) -> list[str]:
+        """Names of the tasks in the export, sorted; none in an export without slots."""
+        return [] if self._base_hash() is None else self.tasks.names()
+
+    @property
+    def tasks(self) -> Tasks:
+        """The adapters of the export, opened when first asked for.
+
+        Raises:
+            InputError: see `bcq.tasks.Tasks`.
+        """
+        if self._tasks is None:
+            base_hash = self._base_hash()
+            if base_hash is None:
+                raise no_slots(self.folder)
+            self._tasks = Tasks(self.folder, base_hash)
+        return self._tasks
+
     def logits(
-        self, tokens: NDArray[np.int64], past: dict[str, NDArray[Any]], mask: NDArray[np.int64]
+        self,
+        tokens: NDArray[np.int64],
+        past: dict[str, NDArray[Any]],
+        mask: NDArray[np.int64],
+        adapter: Task = None,
     ) -> Any:
         """One run.
 
@@ -88,11 +144,12 @@ class Model:
             tokens: int64 ``[batch, S]``, the tokens that are new.
             past: the cache, from `empty_cache` or an earlier run.
             mask: int64 ``[batch, P + S]``; 0 marks padding on the left.
+            adapter: as in `generate`; one for all rows. `bcq.batch` runs rows of several tasks.
 
         Returns:
             Logits ``[batch, S, vocabulary]`` and the cache for the next run.
         """
-        feeds: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, **past}
+        feeds: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, **past, **self._feeds(adapter)}
         if "position_ids" in self._inputs:
             positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
             feeds["position_ids"] = positions[:, -tokens.shape[1] :]
@@ -108,14 +165,26 @@ class Model:
             if name.startswith(_PAST)
         }
 
-    def _new_tokens(self, prompt: list[int], max_new_tokens: int, choose: Chooser) -> Iterator[int]:
-        self._check_prompt(prompt, max_new_tokens)
-        return self._run(prompt, max_new_tokens, choose)
+    def _base_hash(self) -> str | None:
+        """The base of a model with slots; None without."""
+        found: str | None = self.session.get_modelmeta().custom_metadata_map.get(BASE_KEY)
+        return found
 
-    def _run(self, prompt: list[int], max_new_tokens: int, choose: Chooser) -> Iterator[int]:
+    def _feeds(self, adapter: Task) -> Feeds:
+        return self._using if adapter is None else self.tasks.feeds(adapter)
+
+    def _new_tokens(
+        self, prompt: list[int], max_new_tokens: int, adapter: Task, choose: Chooser
+    ) -> Iterator[int]:
+        self.check_prompt(prompt, max_new_tokens)
+        self._feeds(adapter)  # refused now, not at the first token
+        return self._run(prompt, max_new_tokens, adapter, choose)
+
+    def _run(self, prompt: list[int], max_new_tokens: int, adapter: Task, choose: Chooser) -> Iterator[int]:
         past, new, length = self.empty_cache(), prompt, len(prompt)
         for _ in range(max_new_tokens):
-            logits, past = self.logits(np.array([new], np.int64), past, np.ones((1, length), np.int64))
+            mask = np.ones((1, length), np.int64)
+            logits, past = self.logits(np.array([new], np.int64), past, mask, adapter)
             token = choose(logits[0, -1])
             if token in self.end_tokens:
                 return
@@ -128,15 +197,16 @@ class Model:
         told = ""
         for token in tokens:
             seen.append(token)
-            text = self._decode(seen)
+            text = self.decode(seen)
             if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(told):
                 yield text[len(told) :]
                 told = text
-        rest = self._decode(seen)[len(told) :]
+        rest = self.decode(seen)[len(told) :]
         if rest:
             yield rest
 
-    def _check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+    def check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+        """Raises UsageError E202 when prompt and continuation do not fit the context."""
         if not is_integer(max_new_tokens) or max_new_tokens < 0:
             raise UsageError(
                 "E202", f"max_new_tokens: got {max_new_tokens!r}, expected an integer, at least 0."
@@ -149,11 +219,17 @@ class Model:
                 f"At most {max(self.context_length - len(prompt), 0)} new tokens fit; or shorten the prompt.",
             )
 
-    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt, as `generate` takes it.
+
+        Raises:
+            UsageError: E202 for an empty prompt or an id outside the vocabulary.
+        """
         tokens = tokenize(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
         return check_tokens(tokens, self.vocabulary)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
         return str(self.tokenizer.decode(tokens))
 
     @property

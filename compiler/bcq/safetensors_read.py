@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bcq.errors import InputError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -22,6 +25,7 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+_FLOATS = {"F16": "<f2", "F32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,24 @@ def read_header(file: Path) -> Header:
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_extent(file, tensors, 8 + length, size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
+
+
+def read_tensor(entry: StoredTensor) -> NDArray[Any]:
+    """A float16 or float32 tensor.
+
+    Raises:
+        InputError: E102 for another type, E103 when the file shrank since its header was read.
+    """
+    if entry.dtype not in _FLOATS:
+        raise InputError("E102", f"{entry.name}: got dtype {entry.dtype}, expected F16 or F32.")
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.offset)
+        data = stream.read(entry.nbytes)
+    if len(data) != entry.nbytes:
+        raise InputError(
+            "E103", f"{entry.file.name} was cut short while {entry.name!r} was read.", "Copy it again."
+        )
+    return np.frombuffer(data, _FLOATS[entry.dtype]).reshape(entry.shape)
 
 
 def _regular_size(file: Path) -> int:

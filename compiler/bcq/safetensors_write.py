@@ -14,6 +14,7 @@ from typing import BinaryIO
 from bcq.safetensors_read import ITEM_BYTES
 
 HEADER_ALIGNMENT = 8
+SPELLING = {"float16": "F16", "float32": "F32"}  # NumPy's names of the floats that adapters hold
 
 
 @dataclass(frozen=True)

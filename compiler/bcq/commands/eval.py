@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   bcq eval out --text test.txt
-  bcq eval out --text test.txt --window 256 --limit 40 --json"""
+  bcq eval out --text test.txt --window 256 --limit 40 --json
+  bcq eval out --text test.txt --adapter e2e"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -26,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--window", type=int, metavar="N", help="tokens a window (default: context, up to 1024)"
     )
     verb.add_argument("--limit", type=int, metavar="N", help="only the first N windows")
+    verb.add_argument("--adapter", metavar="NAME", help="task of an export with --adapters, or its folder")
     verb.set_defaults(run=run)
 
 
@@ -35,7 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     text = read_text(arguments.text)
     found = perplexity(
-        arguments.folder, text, window=arguments.window, limit=arguments.limit, progress=progress(arguments)
+        arguments.folder,
+        text,
+        window=arguments.window,
+        limit=arguments.limit,
+        progress=progress(arguments),
+        adapter=arguments.adapter,
     )
     line = f"perplexity {found.perplexity:.3f} over {found.tokens} tokens in windows of {found.window}"
     emit(arguments, found.to_dict(), line)

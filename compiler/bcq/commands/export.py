@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bcq export base -o out
   bcq export models/gpt2 -o out --bits 3 --group-size 128
-  bcq export model.onnx -o out --bits 4 --allow-partial"""
+  bcq export model.onnx -o out --bits 4 --allow-partial
+  bcq export base -o out --adapter adapters/e2e                  # a model for this task
+  bcq export base -o out --adapters adapters/e2e adapters/sum    # one model, a task per request"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -45,6 +47,16 @@ def add_parser(subparsers: Subparsers) -> None:
         default=0,
         help="0 near-exact (default), 1 float32, slower; 4 int8 activations, faster with errors of 1 %%",
     )
+    tasks = verb.add_mutually_exclusive_group()
+    tasks.add_argument("--adapter", type=Path, metavar="DIR", help="a task whose values the model shall hold")
+    tasks.add_argument(
+        "--adapters",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="tasks that one model shall serve, swapped per request",
+    )
     verb.add_argument(
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
@@ -64,10 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
-        command=["bcq", *recorded(arguments.words, arguments.source)],
+        command=["bcq", *recorded(_by_name(arguments), arguments.source)],
         fuse=arguments.fuse,
         accuracy_level=arguments.accuracy_level,
         resume=arguments.resume,
+        adapter=arguments.adapter,
+        adapters=arguments.adapters,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
@@ -79,3 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
     return 0
+
+
+def _by_name(arguments: argparse.Namespace) -> list[str]:
+    """The words of the command, of adapters only their last names: their places change nothing."""
+    places = {arguments.adapter, *arguments.adapters} - {None}
+    return [Path(word).resolve().name if Path(word) in places else word for word in arguments.words]

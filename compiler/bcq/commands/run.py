@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bcq run out -p 'The people of the'
   bcq run out -p 'The people of the' --temperature 0.8 --top-k 40 --seed 1
-  bcq run out --tokens 464,661,286 --json"""
+  bcq run out --tokens 464,661,286 --json
+  bcq run out -p 'name[Blue Spice], food[Chinese] =' --adapter e2e"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -35,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("--top-k", type=int, default=0, metavar="K", help="among the K likeliest, 0 = all")
     verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="within this probability mass")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+    verb.add_argument("--adapter", metavar="NAME", help="task of an export with --adapters, or its folder")
     verb.set_defaults(run=run)
 
 
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.folder)
     began = time.monotonic()
     pieces: list[str | int] = []
+    model.use(arguments.adapter)
     stream = model.stream(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
     if not arguments.json:
         print(arguments.prompt or "", end="", file=arguments.out, flush=True)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many prompts at once, each with a task of its own.
+
+Rows of one task run together, padded on the left; the tasks take turns, token by token, in one session. Each
+has a cache of its own, so nothing is moved when it is another's turn. Why not one run for all:
+``docs/decisions/0015-adapters.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.errors import UsageError
+from bcq.generate import Model
+from bcq.sampling import Chooser, chooser
+from bcq.tasks import Task
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[str | Sequence[int]],
+    adapters: Sequence[Task] | None = None,
+    max_new_tokens: int = 20,
+    **sampling: Any,
+) -> list[str | list[int]]:
+    """Continues every prompt, as `Model.generate` would one by one.
+
+    Args:
+        model: an exported decoder.
+        prompts: texts or lists of token ids.
+        adapters: one task for each prompt, as in `Model.generate`; None for what `Model.use` has chosen.
+        max_new_tokens: at most so many for each; an end token ends a row earlier.
+        **sampling: as in `Model.generate`; every row draws from a generator of its own.
+
+    Returns:
+        The continuations in the order of the prompts: texts for texts, token ids for token ids.
+
+    Raises:
+        UsageError: E202 for a number of adapters that is not that of the prompts, and as `Model.generate`.
+        InputError: as `Model.generate`.
+    """
+    chosen = [None] * len(prompts) if adapters is None else list(adapters)
+    if len(chosen) != len(prompts):
+        raise UsageError("E202", f"adapters: got {len(chosen)} for {len(prompts)} prompts, expected as many.")
+    rows = [_Row(model.encode(prompt), chooser(**sampling)) for prompt in prompts]
+    for row in rows:
+        model.check_prompt(row.prompt, max_new_tokens)
+    turns = [_steps(model, group, task) for task, group in _by_task(rows, chosen)] if max_new_tokens else []
+    for _ in range(max_new_tokens):
+        turns = [turn for turn in turns if next(turn, None) is not None]
+    return [
+        model.decode(row.new) if isinstance(prompt, str) else row.new
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
+@dataclass
+class _Row:
+    """One prompt, how its tokens are chosen, and those that are there."""
+
+    prompt: list[int]
+    choose: Chooser
+    new: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, list[_Row]]]:
+    """Rows of one task side by side, in the order in which the tasks appear."""
+    groups: dict[object, tuple[Task, list[_Row]]] = {}
+    for row, task in zip(rows, tasks, strict=True):
+        key = task if task is None or isinstance(task, str) else id(task)
+        groups.setdefault(key, (task, []))[1].append(row)
+    return list(groups.values())
+
+
+def _steps(model: Model, rows: Sequence[_Row], task: Task) -> Iterator[bool]:
+    """One token for each row of a task, each time that it is asked for; ends when all rows have ended."""
+    tokens, mask = _padded([row.prompt for row in rows])
+    past = model.empty_cache(len(rows))
+    while True:
+        logits, past = model.logits(tokens, past, mask, task)
+        for row, scores in zip(rows, logits[:, -1], strict=True):
+            if not row.ended:
+                token = row.choose(scores)
+                row.ended = token in model.end_tokens
+                row.new += [] if row.ended else [token]
+        if all(row.ended for row in rows):
+            return
+        yield True
+        tokens = np.array([[row.new[-1] if row.new else row.prompt[-1]] for row in rows], np.int64)
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens and mask ``[rows, longest]``; padding stands on the left."""
+    longest = max(map(len, prompts))
+    tokens, mask = np.zeros((2, len(prompts), longest), np.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return tokens, mask
