@@ -25,7 +25,7 @@ from bcq.commands.run import parse_tokens
 from bcq.errors import UsageError
 
 DEMO = Path(str(files("bcq") / "demo_model"))
-NAMES = [verb.__name__.rpartition(".")[2] for verb in VERBS]
+NAMES = [verb.__name__.rpartition(".")[2].rstrip("_") for verb in VERBS]
 needs_compiler = pytest.mark.skipif(
     not all(find_spec(name) for name in ("torch", "transformers")),
     reason="needs the extra `compile`",

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ``.onnx`` file with MatMulNBits in, the same graph with BcqMatMul out, and the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bcq import passes, report
+from bcq.atomic import AtomicFolder, check_apart
+from bcq.errors import UnsupportedError
+from bcq.external import check_file
+from bcq.frontends import onnx_file
+from bcq.importers.from_nbits import PIPELINE, NbitsSource
+from bcq.importers.nbits import is_nbits
+from bcq.importers.result import ImportedMatrix
+from bcq.importers.to_nbits import rewrite
+from bcq.inside import check_unchanged
+from bcq.manifest import write_manifest
+from bcq.model_check import check_model
+from bcq.progress import Progress
+from bcq.resume import Finished
+from bcq.write import write_model
+
+_MODEL = "model.onnx"
+
+
+def pack_graph(
+    source: Path, output: Path, inexact: str, progress: Progress, command: Sequence[str]
+) -> list[ImportedMatrix]:
+    """Turns every MatMulNBits node into a BcqMatMul on the same numbers.
+
+    Args:
+        source: the ``.onnx`` file.
+        output: folder to make.
+        inexact: one of `bcq.importers.factors.INEXACT`.
+        progress: told once a matrix.
+        command: what to record in the manifest.
+
+    Raises:
+        InputError: E101 to E109 for a file that is damaged or unsafe, or a node that nobody can run.
+        UnsupportedError: E401 for a node without a BCQ form, E403 for one whose numbers do not fit.
+        UsageError: E203 for an output that holds something else, or the source.
+        ResourceError: E601 when the disk is full.
+    """
+    check_apart(source, output)
+    stamps = check_file(source)
+    finished = Finished(output)
+    with AtomicFolder(output, finished) as folder:
+        model = onnx_file.load(source)
+        if not any(is_nbits(node) for node in model.graph.all_nodes()) and not model.functions:
+            raise UnsupportedError(
+                "E401", f"'{source}' has no MatMulNBits node.", "A dense graph is for `bcq export`."
+            )
+        weights = NbitsSource(inexact, finished)
+        with onnx_file.explained(source):
+            packed = passes.run(model, weights, progress, PIPELINE)
+        write_model(model, folder / _MODEL)
+        options = {"imported_from": "matmulnbits", "inexact": inexact}
+        (folder / report.REPORT_FILE).write_text(
+            report.report_json(packed.matrices, options), encoding="utf-8"
+        )
+        write_manifest(folder, command, 0)
+        check_unchanged(stamps)
+    return weights.results
+
+
+def unpack_graph(
+    source: Path, output: Path, progress: Progress, command: Sequence[str]
+) -> list[ImportedMatrix]:
+    """Turns every BcqMatMul node into a MatMulNBits on the same numbers, and look-ups into dense ones.
+
+    Args:
+        source: an exported ``model.onnx``.
+        output: folder to make.
+        progress: told once a matrix.
+        command: what to record in the manifest.
+
+    Raises:
+        InputError: E101 to E109 for a file that is damaged or unsafe.
+        UnsupportedError: E401 for a file without BCQ nodes or with factors that are fed, E403 for factors
+            that are no integer grid.
+        UsageError: E203 for an output that holds something else, or the source.
+        ResourceError: E601 when the disk is full.
+    """
+    check_apart(source, output)
+    check_model(source)
+    stamps = check_file(source)
+    with AtomicFolder(output) as folder:
+        model = onnx_file.load(source)
+        records = rewrite(model, progress)
+        write_model(model, folder / _MODEL)
+        text = report.report_json(records, {"made_of": "bcq"})
+        (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
+        write_manifest(folder, command, 0)
+        check_unchanged(stamps)
+    return [ImportedMatrix(record.name, record.bits) for record in records if record.bits is not None]
