@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,5 +169,24 @@ def test_text_in_gives_text_out_and_streams_whole_characters(tmp_path: Path) -> 
 def test_loading_a_folder_that_is_not_there_or_no_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load(tmp_path / "absent")
-    with pytest.raises(UnsupportedError, match="no decoder"):
+    with pytest.raises(InputError, match="is a folder without a model, expected the folder of an export"):
         load(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UnsupportedError, match=r"no decoder.*Run its model with bcq\.session"):
+        load(tmp_path)
+
+
+def test_how_weights_are_held_and_the_profile_reach_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def session(folder: Path, **options: object) -> Counting:
+        asked.append((folder, options))
+        return Counting()
+
+    monkeypatch.setattr("bcq.runtime.session", session)
+    described = {"context_length": 8, "vocab_size": VOCABULARY}
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": described}), encoding="utf-8")
+    load(tmp_path, weights="mapped", profile="p.jsonl")
+    assert asked == [(tmp_path, {"with_library": True, "weights": "mapped", "profile": "p.jsonl"})]

@@ -64,8 +64,10 @@ def test_a_path_that_does_not_exist_is_e101(tmp_path: Path) -> None:
     assert "nothing: there is no such file or folder" in error.message
 
 
-def test_a_folder_without_a_model_is_e101(tmp_path: Path) -> None:
-    assert "holds no model.onnx" in refused(runtime.session, tmp_path).message
+def test_a_folder_without_a_model_is_told_to_be_one(tmp_path: Path) -> None:
+    error = refused(runtime.session, tmp_path)
+    assert (error.code, error.exit_code) == ("E102", 3)
+    assert "is a folder without a model, expected the folder of an export" in error.message
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, this is no model", b"\xff" * 100])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bcq.errors import InputError
 from bcq.inside import Stamp, inner_file
+from bcq.kinds import ONNX, PART, kind_of
 from bcq.safetensors_read import Header, StoredTensor, read_header
 
 SINGLE = "model.safetensors"
@@ -125,8 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: E101, E102 or E105, as in :meth:`Checkpoint.open`.
     """
     if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError("E101", f"the folder {folder} {problem}.", "Give the path of a local model folder.")
+        raise _no_folder(folder)
     if _is_there(folder / "config.json"):
         inner_file(folder / "config.json", folder, "it is the configuration")
     config = read_json(folder / "config.json")
@@ -137,6 +137,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Save the model with a class that transformers itself has.",
         )
     return config
+
+
+def _no_folder(path: Path) -> InputError:
+    kind = kind_of(path)
+    if kind is None:
+        return InputError(
+            "E101", f"the folder {path} does not exist.", "Give the path of a local model folder."
+        )
+    hint = {
+        ONNX: "An .onnx file needs no base: `bcq export` packs it at once.",
+        PART: "It is packed already: give the dense model.",
+    }.get(kind, "Give the path of a local model folder; `bcq export` takes .onnx files, too.")
+    return InputError("E102", f"{path} is {kind.words}, expected a model folder.", hint)
 
 
 def read_json(file: Path) -> dict[str, Any]:

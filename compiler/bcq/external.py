@@ -94,11 +94,11 @@ def external_tensors(path: Path) -> Iterator[ExternalTensor]:
         InputError: E103 when the file is no sequence of protobuf fields, or nests too deeply.
     """
     if path.stat().st_size == 0:
-        raise _damaged(path)
+        raise no_model(path)
     try:
         yield from _walk(_content(path), "model", path, 0)
     except WireError as fault:
-        raise _damaged(path) from fault
+        raise no_model(path) from fault
 
 
 def _content(path: Path) -> memoryview:
@@ -167,5 +167,8 @@ def _check_overlap(ranges: list[Range], name: str, path: Path) -> None:
             )
 
 
-def _damaged(path: Path) -> InputError:
+def no_model(path: Path) -> InputError:
+    """The error for a file that does not parse as ONNX: hardly a damaged one when its name says otherwise."""
+    if path.suffix != ".onnx":
+        return InputError("E103", f"'{path}' is no ONNX model.", "Give a model folder or an .onnx file.")
     return InputError("E103", f"'{path}' is cut short or not an ONNX file.", _COPY_HINT)

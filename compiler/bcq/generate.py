@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.genai import CONFIG_FILE
+from bcq.kinds import require_export
 from bcq.sampling import Chooser, chooser, is_integer
 from bcq.tasks import BASE_KEY, Feeds, Task, Tasks, no_slots
 
@@ -240,32 +241,39 @@ class Model:
         return self._tokenizer
 
 
-def load(folder: str | Path, with_library: bool = True) -> Model:
+def load(
+    folder: str | Path,
+    with_library: bool = True,
+    *,
+    weights: str | None = None,
+    profile: str | Path | None = None,
+) -> Model:
     """Opens an exported decoder; torch is not imported.
 
     Args:
         folder: what ``bcq export`` wrote.
         with_library: False runs the model-local functions instead of the op library: slow, for comparison.
+        weights: how codes are held, see `bcq.session`.
+        profile: a ``.jsonl`` file for what each node took, see `bcq.session`.
 
     Raises:
-        InputError: E101 for a missing folder or model, E103 for a damaged one.
-        UnsupportedError: E401 when the folder holds no decoder.
+        InputError: E101 for a missing folder, E102 for one that is no export, E103 for a damaged one.
+        UnsupportedError: E401 when the folder is the export of something else than a decoder.
+        UsageError: E202 for `weights` or `profile` that the library does not know.
     """
     from bcq.runtime import session
 
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
-        )
     if not (folder / CONFIG_FILE).is_file():
+        require_export(folder)
         raise UnsupportedError(
             "E401",
             f"{folder} holds no decoder (it has no {CONFIG_FILE}), so it cannot generate text.",
-            "Run an encoder with bcq.session(folder).",
+            "Run its model with bcq.session(folder).",
         )
     config = read_json(folder / CONFIG_FILE)
-    return Model(folder, session(folder, with_library=with_library), config)
+    opened = session(folder, with_library=with_library, weights=weights, profile=profile)
+    return Model(folder, opened, config)
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bcq.checkpoint import SINGLE
 from bcq.errors import BcqError, InputError
+from bcq.kinds import BASE, kind_of, require_export
 from bcq.manifest import NAME, check_manifest, listed_files
 
 MODEL_FILE = "model.onnx"
@@ -47,11 +48,12 @@ def check_integrity(folder: str | Path) -> Integrity:
     manifest over a changed model. Neither is a signature: who can write both can change everything.
 
     Raises:
-        InputError: E101 when there is no folder or no manifest, E109 when it cannot be read.
+        InputError: E101 when there is no folder, E102 when it is neither an export nor a base, E109 when its
+            manifest is missing or cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError("E101", f"the folder {folder} does not exist.", "Give what this program wrote.")
+    if not (folder / NAME).is_file() and kind_of(folder) != BASE:
+        require_export(folder, "an export or a quantized base")
     faults = file_faults(folder)
     matrices = 0
     if not faults:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.checkpoint import read_json
-from bcq.errors import InputError, UsageError
+from bcq.errors import UsageError
 from bcq.genai import CONFIG_FILE
 from bcq.integrity import require_files
+from bcq.kinds import require_export, require_original
 from bcq.progress import SILENT, Progress
 from bcq.sampling import is_integer
 
@@ -91,8 +92,8 @@ def verify(
         progress: told about each stage.
 
     Raises:
-        InputError: E101 to E109 for a folder that is missing or damaged; E109 for a file that is not as
-            ``MANIFEST.json`` records it.
+        InputError: E101 to E109 for a folder that is missing, of another kind or damaged; E109 for a file
+            that is not as ``MANIFEST.json`` records it.
         ParityFailure: E501 when the export cannot run where the original does.
         UsageError: E202 for steps, a prompt or tokens that cannot be run.
         ResourceError: E603 when a package or the library is missing.
@@ -100,10 +101,9 @@ def verify(
     if not is_integer(steps) or steps < 1:
         raise UsageError("E202", f"steps: got {steps!r}, expected an integer that is at least 1.")
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            "E101", f"the folder {folder} does not exist.", "Give a folder that `bcq export` wrote."
-        )
+    require_export(folder)
+    if against is not None:
+        require_original(Path(against), folder)
     require_files(folder)
     if (folder / CONFIG_FILE).is_file():
         from bcq.parity_decoder import verify_decoder

@@ -16,6 +16,7 @@ from bcq.errors import BcqError, InputError, ResourceError, UsageError, is_out_o
 from bcq.external import check_file
 from bcq.inside import check_unchanged, inner_file
 from bcq.integrity import require_files
+from bcq.kinds import require_export
 from bcq.library_check import check_contract, check_whole
 from bcq.model_check import check_model
 
@@ -81,7 +82,8 @@ def session(
     Raises:
         InputError: E101 when there is no such file, E103 when it is damaged, E108 when its data lies where it
             must not or is replaced meanwhile, E109 when a BCQ node is malformed or, with `verify`, a file is
-            not as it was written, E102 when ONNX Runtime refuses the model for another reason.
+            not as it was written, E102 when a folder is no export or ONNX Runtime refuses the model for
+            another reason.
         UsageError: E202 when `weights`, `profile` or a variable (``BCQ_WEIGHTS``, ``BCQ_PROFILE``,
             ``BCQ_ISA``) has a value that the library does not know.
         ResourceError: E603 when ONNX Runtime is too old or the library is missing or cannot be loaded.
@@ -173,14 +175,12 @@ def model_file(folder_or_file: str | Path) -> Path:
     """The ``.onnx`` file that a path means.
 
     Raises:
-        InputError: E101 when nothing is there or a folder holds no ``model.onnx``.
+        InputError: E101 when nothing is there, E102 when a folder holds no ``model.onnx``.
     """
     path = Path(folder_or_file)
     if path.is_dir():
         if not (path / MODEL_NAME).is_file():
-            raise InputError(
-                "E101", f"{path}: this folder holds no {MODEL_NAME}.", "Make one with 'bcq export'."
-            )
+            require_export(path)
         inner_file(path / MODEL_NAME, path, "it is the model")
         return path / MODEL_NAME
     if not path.is_file():

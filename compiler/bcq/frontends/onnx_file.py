@@ -16,7 +16,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
 
 from bcq.errors import BcqError, InputError, UnsupportedError
-from bcq.external import MAX_DEPTH, ExternalTensor, check_places
+from bcq.external import MAX_DEPTH, ExternalTensor, check_places, no_model
 
 _TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _COPY_HINT = "Copy the model again, with its data file beside it."
@@ -87,7 +87,7 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as fault:
-        raise InputError("E103", f"'{path}' is cut short or not an ONNX file.", _COPY_HINT) from fault
+        raise no_model(path) from fault
     if proto.ir_version < 1 or not (proto.graph.node or proto.graph.output):
         raise InputError("E103", f"'{path}' is not an ONNX model: it has no graph.", _COPY_HINT)
     return proto
