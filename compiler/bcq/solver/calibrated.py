@@ -20,8 +20,8 @@ from bcq.solver.moments import Moments, checked, prepare, row_errors
 from bcq.solver.solve import rows_of, solve
 
 BLOCK_WEIGHTS = 1 << 21  # weights of a block of rows: temporaries stay below about 40 bytes a weight
-SWEEPS = 3
-FEEDBACKS = 3
+SWEEPS = 3  # of coordinate descent after each error feedback
+FEEDBACKS = 2
 
 
 def solve_calibrated(
@@ -105,11 +105,11 @@ def _improved(dense: Float32, plain: BcqWeight, moments: Moments, matrix: Float6
     best = plain
     lowest = row_errors(plain.dequantize() - dense, matrix)
     rows = _state(plain, target, moments)
-    for attempt in range(1 + FEEDBACKS):
-        if attempt:
-            rows = _fed_back(rows, moments)
+    sweep(rows, moments.matrix)
+    for _ in range(FEEDBACKS):
+        rows = _fed_back(rows, moments)
         for _ in range(SWEEPS):
-            sweep(rows, moments.matrix, 2)
+            sweep(rows, moments.matrix)
         candidate = _stored(rows, plain.offset is not None)
         errors = row_errors(candidate.dequantize() - dense, matrix)
         best = _merged(best, candidate, errors < lowest)
@@ -130,11 +130,11 @@ def _state(weight: BcqWeight, target: Float32, moments: Moments) -> Rows:
 def _fed_back(rows: Rows, moments: Moments) -> Rows:
     """New codes by error feedback with the levels that the rows have."""
     books = [codebook(coefficients, rows.bits) for coefficients in rows.coefficients]
-    ranks = feed_back(rows.target, moments.factor, moments.order, books, rows.group_size)
-    codes = np.empty_like(ranks)
-    for group, begin in enumerate(range(0, len(ranks), rows.group_size)):
+    dense = feed_back(rows.target, moments.factor, moments.order, books, rows.group_size)
+    codes = np.empty(dense.shape, np.uint8)
+    for group, begin in enumerate(range(0, len(dense), rows.group_size)):
         part = slice(begin, begin + rows.group_size)
-        codes[part] = np.take_along_axis(books[group].codes, ranks[part], axis=0)
+        codes[part] = books[group].codes_of(dense[part])
     return start(rows.target, codes, rows.coefficients, moments.matrix, rows.bits, rows.group_size)
 
 

@@ -16,7 +16,6 @@ from bcq.solver.groups import Float32
 from bcq.solver.levels import Float64, all_signs
 
 COMPARED = 16  # levels up to which comparing with each threshold is faster than a binary search
-Ranks = NDArray[np.uint8]
 Codes = NDArray[np.uint8]
 
 
@@ -34,19 +33,34 @@ class Codebook:
     codes: Codes
     thresholds: Float32
 
-    def nearest(self, target: Float32) -> tuple[Ranks, Float32]:
-        """Rank and value of the level nearest to each of ``[N]`` numbers; the lower one when two are."""
-        count, rows = self.values.shape
-        rank = np.zeros(rows, np.uint8)
-        if count <= COMPARED:
-            for threshold in self.thresholds:
-                rank += target > threshold
+    def nearest(self, target: Float32) -> Float32:
+        """The level nearest to each of ``[N]`` numbers; the lower one when two are."""
+        if len(self.values) > COMPARED:
+            return _pick(self.values, self._rank(target))
+        value: Float32 = self.values[0].copy()
+        for threshold, level in zip(self.thresholds, self.values[1:], strict=True):
+            np.copyto(value, level, where=target > threshold)
+        return value
+
+    def codes_of(self, dense: Float32) -> Codes:
+        """The codes of ``[width, N]`` numbers that are levels."""
+        rank = np.zeros(dense.shape, np.uint8)
+        if len(self.values) > COMPARED:
+            for row, levels in zip(rank, dense, strict=True):
+                row[:] = self._rank(levels)
         else:
-            step = count // 2
-            while step:
-                rank += np.uint8(step) * (target > _pick(self.thresholds, rank + np.uint8(step - 1)))
-                step //= 2
-        return rank, _pick(self.values, rank)
+            for threshold in self.thresholds:
+                rank += dense > threshold
+        codes: Codes = np.take_along_axis(self.codes, rank, axis=0)
+        return codes
+
+    def _rank(self, target: Float32) -> Codes:
+        rank = np.zeros(len(target), np.uint8)
+        step = len(self.values) // 2
+        while step:
+            rank += np.uint8(step) * (target > _pick(self.thresholds, rank + np.uint8(step - 1)))
+            step //= 2
+        return rank
 
 
 def codebook(coefficients: Float64, bits: int) -> Codebook:
@@ -60,7 +74,7 @@ def codebook(coefficients: Float64, bits: int) -> Codebook:
     return Codebook(ascending.astype(np.float32), order.astype(np.uint8), thresholds.astype(np.float32))
 
 
-def _pick(table: Float32, rank: Ranks) -> Float32:
+def _pick(table: Float32, rank: Codes) -> Float32:
     """``table[rank[n], n]`` for every row n."""
     rows = table.shape[1]
     result: Float32 = table.ravel().take(rank.astype(np.int32) * rows + np.arange(rows, dtype=np.int32))

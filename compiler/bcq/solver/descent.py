@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bcq.solver.codebook import Codebook, Codes, codebook
+from bcq.solver.codebook import Codes, codebook
 from bcq.solver.groups import RIDGE, Float32, solve_positive
 from bcq.solver.levels import Float64
 
@@ -54,15 +54,14 @@ def start(
     return Rows(target, dense, matrix @ (dense - target), codes, coefficients.copy(), bits, group_size)
 
 
-def sweep(rows: Rows, matrix: Float32, rounds: int) -> None:
-    """Once over all groups; in each, coefficients and codes take turns ``rounds`` times."""
+def sweep(rows: Rows, matrix: Float32) -> None:
+    """Once over all groups: the coefficients of a group, then its codes."""
     for group, begin in enumerate(range(0, len(rows.target), rows.group_size)):
         part = slice(begin, min(begin + rows.group_size, len(rows.target)))
         inside = np.ascontiguousarray(matrix[part, part])
         gradient, before = rows.gradient[part].copy(), rows.dense[part].copy()
-        for _ in range(rounds):
-            _refit(rows, group, part, inside, gradient)
-            _choose(rows, group, part, inside, gradient)
+        _refit(rows, group, part, inside, gradient)
+        _choose(rows, group, part, inside, gradient)
         rows.gradient += matrix[:, part] @ (rows.dense[part] - before)
 
 
@@ -88,18 +87,18 @@ def _refit(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float
 
 def _choose(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float32) -> None:
     """Every weight of one group takes its best level in turn; ``gradient`` follows."""
-    book: Codebook = codebook(rows.coefficients[group], rows.bits)
-    dense, codes, diagonal = rows.dense[part], rows.codes[part], inside.diagonal()
+    book = codebook(rows.coefficients[group], rows.bits)
+    dense, step = rows.dense[part], 1 / inside.diagonal()
     for begin in range(0, len(dense), BLOCK):
         end = min(begin + BLOCK, len(dense))
         before, near = dense[begin:end].copy(), gradient[begin:end].copy()
         for j in range(begin, end):
-            rank, value = book.nearest(dense[j] - near[j - begin] / diagonal[j])
+            value = book.nearest(dense[j] - near[j - begin] * step[j])
             change = value - dense[j]
             dense[j] = value
-            codes[j] = np.take_along_axis(book.codes, rank[None], axis=0)[0]
             near[j - begin + 1 :] += inside[j + 1 : end, j, None] * change
         gradient += inside[:, begin:end] @ (dense[begin:end] - before)
+    rows.codes[part] = book.codes_of(dense)
 
 
 def _plane(codes: Codes, plane: int, bits: int) -> Float32:

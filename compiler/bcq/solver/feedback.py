@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bcq.solver.codebook import Codebook, Ranks
+from bcq.solver.codebook import Codebook
 from bcq.solver.groups import Float32
 
 BLOCK = 32  # inputs between two matrix products
@@ -20,8 +20,8 @@ BLOCK = 32  # inputs between two matrix products
 
 def feed_back(
     target: Float32, factor: Float32, order: NDArray[np.int64], books: list[Codebook], group_size: int
-) -> Ranks:
-    """Ranks uint8 ``[K, N]`` of the levels that weights ``[K, N]`` take.
+) -> Float32:
+    """The levels that weights ``[K, N]`` take.
 
     Args:
         target: float32 ``[K, N]``.
@@ -31,7 +31,7 @@ def feed_back(
         group_size: g.
     """
     inputs, rows = target.shape
-    ranks = np.empty((inputs, rows), np.uint8)
+    dense = np.empty((inputs, rows), np.float32)
     errors = np.empty((inputs, rows), np.float32)  # in `order`
     for end in range(inputs, 0, -BLOCK):
         begin = max(end - BLOCK, 0)
@@ -40,7 +40,7 @@ def feed_back(
             column = order[j]
             weight = target[column]
             wanted = weight - pull[j - begin] / factor[j, j]
-            ranks[column], value = books[column // group_size].nearest(wanted)
-            errors[j] = value - weight
+            dense[column] = books[column // group_size].nearest(wanted)
+            errors[j] = dense[column] - weight
             pull[: j - begin] += factor[begin:j, j, None] * errors[j]
-    return ranks
+    return dense
