@@ -117,13 +117,21 @@ def _as_dense(checkpoint: Checkpoint, matrices: Matrices) -> tuple[Checkpoint, l
     dense = dataclasses.replace(checkpoint, tensors=kept)
     found = find_matrices(dense)
     strays = sorted(set(matrices) - {info.stored for info in found})
-    if strays:
-        raise InputError(
-            "E107",
-            f"{checkpoint.folder} quantizes '{strays[0]}', which the model of config.json does not have.",
-            "Check the architecture and the number of layers in config.json.",
-        )
+    families = {_family(info.stored) for info in found}
+    for name in strays:
+        if _family(name) in families:
+            raise InputError(
+                "E107",
+                f"{checkpoint.folder} quantizes '{name}', which the model of config.json does not have.",
+                "Check the number of layers in config.json.",
+            )
+        del kept[name]  # a head or a pooler that the model's class does not have
     return dense, found
+
+
+def _family(name: str) -> str:
+    """The name with stars for numbers of layers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _stored_turned(checkpoint: Checkpoint, names: set[str]) -> set[str]:

@@ -140,7 +140,7 @@ def _bits_and_inputs(
     stem: str, packed: int, order: NDArray[Any] | None, config: GptqConfig
 ) -> tuple[int, int]:
     """Bits and K; where single matrices may have bits of their own, ``g_idx`` tells K and so q."""
-    inputs = packed * _WORD // config.bits if order is None else order.size
+    inputs = packed * _WORD // config.bits if order is None else int(order.size)
     bits = packed * _WORD // inputs if inputs else 0
     same = bits == config.bits or (config.dynamic and bits in BITS)
     if not same or bits * inputs != packed * _WORD:
@@ -154,30 +154,24 @@ def _bits_and_inputs(
 
 
 def _group_size(stem: str, inputs: int, groups: int, order: NDArray[Any] | None, config: GptqConfig) -> int:
-    """g, when the inputs of each group follow each other."""
-    declared = inputs if config.group_size == -1 else config.group_size
-    if order is None:
-        group_size = declared
-    else:
+    """The inputs of a group, which must follow each other."""
+    group_size = inputs if config.group_size == -1 else config.group_size
+    if config.dynamic and order is not None:
         group_size = inputs if groups == 1 else int((order == 0).sum())
-        if config.dynamic:
-            declared = group_size
-    if order is not None and not np.array_equal(order.reshape(-1), np.arange(inputs) // max(1, group_size)):
-        raise UnsupportedError(
-            "E401",
-            f"'{stem}' has groups whose inputs are not neighbours (g_idx, desc_act): the operators share "
-            "factors among neighbours, and a model has no place for another order of inputs.",
-            "Quantize again with desc_act=False, or with static_groups=True.",
-        )
-    if order is None and config.ordered and groups > 1:
-        raise UnsupportedError(
-            "E401", f"'{stem}' was quantized in another order (desc_act) and has no g_idx to tell which."
-        )
-    if declared < 1 or groups != ceil_div(inputs, declared) or (groups > 1 and group_size != declared):
+    if group_size < 1 or groups != ceil_div(inputs, group_size):
         raise InputError(
             "E103",
             f"{stem}.scales: {groups} groups of {inputs} inputs, expected group_size {config.group_size}.",
             _AGAIN,
+        )
+    unknown = order is None and config.ordered and groups > 1
+    if unknown or (order is not None and not np.array_equal(order.ravel(), np.arange(inputs) // group_size)):
+        told = "has no g_idx to tell which" if unknown else "g_idx"
+        raise UnsupportedError(
+            "E401",
+            f"'{stem}' has groups whose inputs are not neighbours (desc_act; {told}): the operators share "
+            "factors among neighbours, and a model has no place for another order of inputs.",
+            "Quantize again with desc_act=False, or with static_groups=True.",
         )
     return group_size
 
