@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from bcq import contract, packing
+from bcq import contract
 from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import BaseMatrix, QuantizedBase, is_base, metadata
+from bcq.calibration.settings import CalibrationOptions
 from bcq.checkpoint import SINGLE, Checkpoint, read_config, read_json
 from bcq.errors import InputError, UnsupportedError
 from bcq.inside import check_unchanged, inner_file
 from bcq.manifest import write_manifest
 from bcq.matrices import MatrixInfo, find_matrices
+from bcq.matrix_solver import MatrixSolver, Outcome
 from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
 from bcq.progress import SILENT, Progress
-from bcq.resume import Finished, key_of
+from bcq.resume import Finished
 from bcq.safetensors_write import SafetensorsWriter, TensorSpec
-from bcq.solver import relative_error, solve
 
 REPORT = "bcq_report.json"
 SIDE_FILES = (
@@ -58,6 +59,9 @@ class PlannedMatrix:
         relative_error: sum of squared errors over sum of squared weights, or None before solving or when
             dense.
         offset: whether its groups have offsets.
+        method: ``calibrated`` or one of ``bcq.plan.METHODS``; empty in a run without calibration.
+        calibrated_error: as ``relative_error``, under the second moments of its inputs; None when they are
+            not known.
     """
 
     name: str
@@ -73,6 +77,8 @@ class PlannedMatrix:
     requested: bool = False
     relative_error: float | None = None
     offset: bool = False
+    method: str = ""
+    calibrated_error: float | None = None
 
 
 def plan(model_folder: str | Path, options: QuantizeOptions) -> list[PlannedMatrix]:
@@ -89,6 +95,7 @@ def quantize(
     command: Sequence[str] = ("bcq", "quantize"),
     resume: bool = False,
     finished: Finished | None = None,
+    calibration: CalibrationOptions | None = None,
 ) -> QuantizedBase:
     """Writes a quantized base.
 
@@ -100,26 +107,34 @@ def quantize(
         command: what to record in the manifest.
         resume: go on with the matrices that a stopped run of the same output has finished.
         finished: where the caller keeps finished matrices; None for a store beside the output.
+        calibration: text on which matrices are solved, instead of from their weights alone.
 
     Raises:
-        InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`; E106 for NaN or
-            infinity.
+        InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`, and for the text of
+            ``calibration``; E106 for NaN or infinity.
         UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else or
             would replace the model folder.
-        UnsupportedError: E401 for an unknown architecture or a model that is quantized already.
-        ResourceError: E601 when the disk is full.
+        UnsupportedError: E401 for an unknown architecture, a model that is quantized already, or one that
+            cannot be calibrated.
+        ResourceError: E601 when the disk is full; with ``calibration`` E602 to E604.
     """
     options = options or QuantizeOptions()
     checkpoint = _open(model_folder)
     check_apart(checkpoint.folder, output)
     check_side_files(checkpoint.folder)
     planned, packed = _plan(checkpoint, find_matrices(checkpoint), options)
-    own = Finished(output, resume) if finished is None else None
-    with AtomicFolder(output, own) as folder:
-        solve_one = _Solver(checkpoint, options, own or finished)
-        errors = _write_weights(checkpoint, packed, solve_one, folder / SINGLE, progress)
-        done = [dataclasses.replace(matrix, relative_error=errors.get(matrix.stored)) for matrix in planned]
-        _write_json(folder / "config.json", _config(checkpoint, options))
+    store = Finished(output, resume) if finished is None else finished
+    with AtomicFolder(output, store if finished is None else None) as folder:
+        solver = MatrixSolver(checkpoint, options, store, progress)
+        progress.start("quantize", len(packed))
+        if calibration is not None:
+            from bcq.calibration.calibrate import calibrate
+
+            calibrate(checkpoint, packed, solver, calibration, folder)
+        _write_weights(checkpoint, packed, solver, folder / SINGLE)
+        progress.done()
+        done = [_done(matrix, solver.outcomes.get(matrix.stored), calibration) for matrix in planned]
+        _write_json(folder / "config.json", _config(checkpoint, options, calibration))
         copy_side_files(checkpoint.folder, folder)
         _write_json(folder / REPORT, report(done, options))
         write_manifest(folder, command, options.seed)
@@ -159,8 +174,14 @@ def report(matrices: list[PlannedMatrix], options: QuantizeOptions) -> dict[str,
     return {
         "format_version": contract.FORMAT_VERSION,
         "options": _options(options),
-        "matrices": [dataclasses.asdict(matrix) for matrix in matrices],
+        "matrices": [_row(matrix) for matrix in matrices],
     }
+
+
+def _row(matrix: PlannedMatrix) -> dict[str, Any]:
+    """A matrix as the report shows it; the method stands there where some matrices were calibrated."""
+    row = dataclasses.asdict(matrix)
+    return row if matrix.method else {k: v for k, v in row.items() if k not in ("method", "calibrated_error")}
 
 
 def _open(model_folder: str | Path) -> Checkpoint:
@@ -280,32 +301,23 @@ def _plan_one(
 
 
 def _write_weights(
-    checkpoint: Checkpoint,
-    packed: dict[str, BaseMatrix],
-    solve_one: _Solver,
-    path: Path,
-    progress: Progress,
-) -> dict[str, float]:
-    """Streams all tensors into ``path``; relative error of each packed matrix by checkpoint name."""
-    specs = dict(_specs(checkpoint, packed))
-    errors, finished = {}, dict(packed)
-    progress.start("quantize", len(packed))
+    checkpoint: Checkpoint, packed: dict[str, BaseMatrix], solver: MatrixSolver, path: Path
+) -> None:
+    """Streams all tensors into ``path``."""
+    specs, finished = dict(_specs(checkpoint, packed)), dict(packed)
     with SafetensorsWriter(path, specs, metadata(list(packed.values()))) as writer:
         for name in checkpoint.names():
             if name not in packed:
                 _check_finite(checkpoint, name)
                 writer.write(name, checkpoint.raw(name))
                 continue
-            weight, errors[name] = solve_one(packed[name])
+            weight = solver(packed[name])
             finished[name] = dataclasses.replace(packed[name], code_hash=weight.code_hash())
             for part, tensor in weight.tensors().items():
                 writer.write(
                     f"{name}.{part}", np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
                 )
-            progress.step(packed[name].name, f"{packed[name].bits} bits, relative error {errors[name]:.4f}")
         writer.replace_metadata(metadata(list(finished.values())))
-    progress.done()
-    return errors
 
 
 def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tuple[str, TensorSpec]]:
@@ -314,31 +326,6 @@ def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tu
             yield from packed[name].specs().items()
         else:
             yield name, TensorSpec(checkpoint.dtype(name), checkpoint.shape(name))
-
-
-class _Solver:
-    """Packs one matrix after the other, or takes it from the store of a run that was stopped."""
-
-    def __init__(self, checkpoint: Checkpoint, options: QuantizeOptions, finished: Finished | None) -> None:
-        self._checkpoint = checkpoint
-        self._options = options
-        self._finished = finished
-
-    def __call__(self, matrix: BaseMatrix) -> tuple[packing.PackedWeight, float]:
-        """The packed matrix and its relative error."""
-        dense = self._checkpoint.read(matrix.stored)
-        if matrix.transposed:
-            dense = dense.T
-        options, finished = self._options, self._finished
-        how = (matrix.bits, matrix.group_size, options.method, matrix.offset, options.seed)
-        key = key_of(dense, *how)
-        found = finished.find(key) if finished else None
-        if found is not None:
-            return found
-        solved = solve(dense, *how, name=matrix.stored)
-        error = relative_error(dense, solved)
-        packed = packing.pack(solved)
-        return (finished.keep(key, packed, error) if finished else packed), error
 
 
 def _check_finite(checkpoint: Checkpoint, name: str) -> None:
@@ -350,9 +337,26 @@ def _check_finite(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
-def _config(checkpoint: Checkpoint, options: QuantizeOptions) -> dict[str, Any]:
+def _done(
+    matrix: PlannedMatrix, outcome: Outcome | None, calibration: CalibrationOptions | None
+) -> PlannedMatrix:
+    """A row of the plan with what came of it."""
+    if outcome is None:
+        return matrix
+    return dataclasses.replace(
+        matrix,
+        relative_error=outcome.relative_error,
+        method=outcome.method if calibration else "",
+        calibrated_error=outcome.calibrated_error,
+    )
+
+
+def _config(
+    checkpoint: Checkpoint, options: QuantizeOptions, calibration: CalibrationOptions | None
+) -> dict[str, Any]:
     section = {"quant_method": "bcq", "format_version": contract.FORMAT_VERSION, "layout": contract.LAYOUT}
-    return {**checkpoint.config, "quantization_config": {**section, **_options(options)}}
+    told = {"calibration": calibration.described()} if calibration else {}
+    return {**checkpoint.config, "quantization_config": {**section, **_options(options), **told}}
 
 
 def _options(options: QuantizeOptions) -> dict[str, Any]:

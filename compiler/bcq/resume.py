@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ _DTYPES = {"codes": ("U32", "<u4"), "alpha_1": ("F16", "<f2"), "alpha_rest": ("F
            "offset": ("F16", "<f2")}  # fmt: skip
 _LOCK = "lock"
 _SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A matrix of the store, mapped, and its errors."""
+
+    weight: PackedWeight
+    relative_error: float
+    calibrated_error: float | None
 
 
 class Finished:
@@ -46,7 +56,12 @@ class Finished:
         self._folder = output.with_name(f".{output.name}.resume")
         self._resume = resume
         self._lock: int | None = None
-        self.count = 0
+        self._there: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many matrices this run has found or stored."""
+        return len(self._there)
 
     def open(self) -> None:
         """Makes the store, for this process alone; the parent of the output exists.
@@ -86,29 +101,41 @@ class Finished:
 
     def find(self, key: str) -> tuple[PackedWeight, float] | None:
         """A matrix by its `key`, mapped from the store, and its relative error; None when it is not there."""
-        file = self._folder / (key + _SUFFIX)
-        try:
-            header = read_header(file)
-            weight, error = _weight(header, key)
-        except (BcqError, ValueError, KeyError, TypeError, OSError):
-            file.unlink(missing_ok=True)
-            return None
-        self.count += 1
-        return weight, error
+        found = self._read(key)
+        return None if found is None else (found.weight, found.relative_error)
 
-    def keep(self, key: str, weight: PackedWeight, relative_error: float) -> PackedWeight:
+    def errors(self, key: str) -> tuple[float, float | None] | None:
+        """Relative and calibrated error of a matrix; None when it is not there."""
+        found = self._read(key)
+        return None if found is None else (found.relative_error, found.calibrated_error)
+
+    def keep(
+        self, key: str, weight: PackedWeight, relative_error: float, calibrated_error: float | None = None
+    ) -> PackedWeight:
         """Stores a matrix, which has its name once it is whole; the same matrix, mapped from the store."""
         temporary, specs = self._folder / "part", _specs(weight)
         described = {
-            "sha256": _hash(weight, key, relative_error), "relative_error": relative_error,
+            "sha256": _hash(weight, key, relative_error, calibrated_error), "relative_error": relative_error,
+            "calibrated_error": calibrated_error,
             "rows": weight.rows, "inputs": weight.inputs, "group_size": weight.group_size,
         }  # fmt: skip
         with SafetensorsWriter(temporary, specs, {"bcq": json.dumps(described)}) as writer:
             for name, array in weight.tensors().items():
                 writer.write(name, _bytes(array, name))
         file = temporary.replace(self._folder / (key + _SUFFIX))
-        self.count += 1
+        self._there.add(key)
         return _mapped(read_header(file), weight.rows, weight.inputs, weight.group_size)
+
+    def _read(self, key: str) -> _Kept | None:
+        """What is there under a key; something damaged is removed."""
+        file = self._folder / (key + _SUFFIX)
+        try:
+            found = _kept(read_header(file), key)
+        except (BcqError, ValueError, KeyError, TypeError, OSError):
+            file.unlink(missing_ok=True)
+            return None
+        self._there.add(key)
+        return found
 
     def _check_own(self) -> None:
         status = self._folder.lstat()
@@ -121,12 +148,17 @@ class Finished:
             )
 
 
-def key_of(dense: Float32, bits: int, group_size: int, method: str, offset: bool, seed: int) -> str:
-    """The name of a matrix in the store: its values, and all that decides how they are packed."""
+def key_of(
+    dense: Float32, bits: int, group_size: int, method: str, offset: bool, seed: int, inputs: str = ""
+) -> str:
+    """The name of a matrix in the store: its values, and all that decides how they are packed.
+
+    ``inputs`` names all that the inputs of a calibrated matrix depend on.
+    """
     how = {
         "bcq": __version__, "numpy": np.__version__, "format": contract.FORMAT_VERSION,
         "layout": contract.LAYOUT, "shape": dense.shape, "bits": bits, "group_size": group_size,
-        "method": method, "offset": offset, "seed": seed,
+        "method": method, "offset": offset, "seed": seed, "inputs": inputs,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(how).encode())
     for start in range(0, len(dense), step := max(1, (1 << 20) // max(1, dense.shape[1]))):
@@ -148,13 +180,13 @@ def _locked(file: Path) -> int | None:
     return None
 
 
-def _weight(header: Header, key: str) -> tuple[PackedWeight, float]:
+def _kept(header: Header, key: str) -> _Kept:
     described: dict[str, Any] = json.loads(header.metadata["bcq"])
     weight = _mapped(header, described["rows"], described["inputs"], described["group_size"])
-    error = float(described["relative_error"])
-    if described["sha256"] != _hash(weight, key, error):
+    error, calibrated = float(described["relative_error"]), described["calibrated_error"]
+    if described["sha256"] != _hash(weight, key, error, calibrated):
         raise ValueError("other bytes than were written")
-    return weight, error
+    return _Kept(weight, error, calibrated)
 
 
 def _mapped(header: Header, rows: int, inputs: int, group_size: int) -> PackedWeight:
@@ -175,9 +207,9 @@ def _specs(weight: PackedWeight) -> dict[str, TensorSpec]:
     return {name: TensorSpec(_DTYPES[name][0], array.shape) for name, array in weight.tensors().items()}
 
 
-def _hash(weight: PackedWeight, key: str, relative_error: float) -> str:
+def _hash(weight: PackedWeight, key: str, relative_error: float, calibrated_error: float | None) -> str:
     sizes = (weight.rows, weight.inputs, weight.group_size)
-    digest = hashlib.sha256(f"{key} {relative_error!r} {sizes}".encode())
+    digest = hashlib.sha256(f"{key} {relative_error!r} {calibrated_error!r} {sizes}".encode())
     for name, array in weight.tensors().items():
         digest.update(_bytes(array, name))
     return digest.hexdigest()

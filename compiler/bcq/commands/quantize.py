@@ -8,6 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcq.commands.calibrating import (
+    add_calibration_options,
+    calibration_options,
+    calibration_summary,
+    calibration_text,
+    without_places,
+)
 from bcq.commands.inspect import show_plan
 from bcq.commands.options import add_quantize_options, add_verb, emit, progress, quantize_options, recorded
 
@@ -19,6 +26,8 @@ EXAMPLES = """\
   bcq quantize models/gpt2 -o base --bits 2 --set 'h.*.mlp.*=4' --set 'wpe*=keep'
   bcq quantize models/gpt2 -o base --bits 2 --set 'wte*=4:g64' --set 'h.0.*=3:g0:offset'
   bcq quantize models/gpt2 -o base --dry-run
+  bcq quantize models/gpt2 -o base --bits 2 --calibrate wiki.txt --workers 4
+  bcq quantize models/gpt2 -o base --calibrate texts/ --scheduler tcp://10.0.0.1:8786
   bcq quantize models/gpt2 -o base --resume        # after a kill, an empty battery or a full disk"""
 
 
@@ -32,12 +41,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
     add_quantize_options(verb)
+    add_calibration_options(verb)
     verb.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantizes and sums up."""
-    options = quantize_options(arguments)
+    options, calibration = quantize_options(arguments), calibration_options(arguments)
     if arguments.dry_run:
         return show_plan(arguments, arguments.model, options)
     from bcq import report
@@ -50,8 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         options,
         progress=progress(arguments),
-        command=["bcq", *recorded(arguments.words, arguments.model)],
+        command=["bcq", *without_places(recorded(arguments.words, arguments.model))],
         resume=arguments.resume,
+        calibration=calibration,
     )
     matrices = report.read_report(arguments.output) or []
     size = (arguments.output / SINGLE).stat().st_size
@@ -61,5 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
         **summary.to_dict(),
         "matrices": report.matrix_rows(matrices),
     }
-    emit(arguments, data, report.summary_text(summary, matrices), result=False)
+    text = report.summary_text(summary, matrices)
+    if calibration is not None:
+        data["calibration"] = calibration_summary(arguments.output)
+        text += "\n" + calibration_text(data["calibration"])
+    emit(arguments, data, text, result=False)
     return 0

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a model block by block over calibration text and solves the matrices of each under its real inputs.
+
+One block is in memory at a time. Its inputs come from the blocks before it as they were packed, so it makes
+up for a part of their errors (as GPTQ does, Frantar et al. 2022, arXiv 2210.17323, section 3.2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+import transformers
+
+from bcq import __version__, contract
+from bcq.calibration.blocks import Blocks, Call
+from bcq.calibration.hidden import HiddenStates
+from bcq.calibration.moments import Moments, Reading, Readings
+from bcq.calibration.settings import CalibrationOptions
+from bcq.calibration.task import SolveTask, Workers
+from bcq.calibration.tokens import TokenBatches, read_tokens
+from bcq.calibration.weights import ModelWeights, holders
+from bcq.frontends.names import stored_names
+from bcq.frontends.weightless import any_weightless_model, quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcq.base import BaseMatrix
+    from bcq.checkpoint import Checkpoint
+    from bcq.matrix_solver import MatrixSolver
+    from bcq.packing import PackedWeight
+
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+Result = TypeVar("Result")
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    packed: Mapping[str, BaseMatrix],
+    solver: MatrixSolver,
+    options: CalibrationOptions,
+    folder: Path,
+) -> None:
+    """Solves all matrices that the text reaches; ``solver`` knows them afterwards.
+
+    Args:
+        checkpoint: the dense model.
+        packed: the matrices to pack, by checkpoint name.
+        solver: packs what is not calibrated, keeps what is.
+        options: text, windows, workers.
+        folder: for files that are needed during the run alone.
+
+    Raises:
+        InputError: E101 to E103 for the text or the tokenizer, E106 for weights that are not finite.
+        UnsupportedError: E401 for a model whose blocks cannot be run one by one.
+        ResourceError: E602 when memory runs out, E603 or E604 for a cluster that is not there.
+    """
+    model = any_weightless_model(checkpoint.folder)
+    config = model.config.get_text_config()
+    decoder = type(model).__name__.endswith(_DECODERS)
+    tokens = read_tokens(checkpoint.folder, config, decoder, options)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(_one_torch_thread())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-")))
+        workers = stack.enter_context(open_workers(options))
+        threads = stack.enter_context(ThreadPoolExecutor(options.parallel))
+        walk = _Walk(checkpoint, packed, model, solver, tokens, scratch, workers, threads, options.parallel)
+        stack.callback(walk.close)
+        walk.run()
+
+
+@contextlib.contextmanager
+def open_workers(options: CalibrationOptions) -> Iterator[Workers]:
+    """Processes of this machine, or the cluster that the options name."""
+    if options.scheduler:
+        from bcq.calibration.cluster import ClusterWorkers
+
+        with ClusterWorkers(options.scheduler) as cluster:
+            yield cluster
+        return
+    from bcq.calibration.pool import LocalWorkers
+
+    with LocalWorkers(options.parallel) as local:
+        yield local
+
+
+class _Walk:
+    """The way through the model; ``digest`` names everything that the present hidden states depend on."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        packed: Mapping[str, BaseMatrix],
+        model: nn.Module,
+        solver: MatrixSolver,
+        tokens: TokenBatches,
+        scratch: Path,
+        workers: Workers,
+        threads: ThreadPoolExecutor,
+        ahead: int,
+    ) -> None:
+        names = stored_names(model, checkpoint.tensors, checkpoint.folder)
+        self._checkpoint, self._packed, self._solver = checkpoint, packed, solver
+        self._scratch, self._workers, self._threads, self._ahead = scratch, workers, threads, ahead
+        self._batches = [torch.from_numpy(batch) for batch in tokens.batches]
+        self._blocks = Blocks(model, {matrix.name for matrix in packed.values()})
+        self._layers = {  # matrices that are layers, by the names of their modules
+            matrix.name.removesuffix(".weight"): matrix
+            for matrix in packed.values()
+            if matrix.kind in ("linear", "conv1d")
+        }
+        self._weights = ModelWeights(checkpoint, names, self._as_packed, scratch)
+        inside = f"{self._blocks.name}."
+        self._outside = {
+            name: module
+            for name, module in holders(model).items()
+            if not name.startswith(inside) and module is not self._blocks.head
+        }
+        self._outer_layers = [name for name in self._layers if not name.startswith(inside)]
+        self._states = HiddenStates(scratch / "hidden", [(len(b), b.shape[1]) for b in self._batches])
+        self._calls: dict[tuple[int, ...], list[Call]] = {}
+        self._digest = self._begin(tokens.digest)
+
+    def run(self) -> None:
+        """From the token ids to the output embeddings."""
+        for matrix in self._packed.values():
+            if matrix.kind == "embedding":
+                self._solver(matrix)
+        self._follow(self._outside)
+        self._front()
+        for number in range(len(self._blocks.items)):
+            self._block(number)
+        self._tail()
+
+    def close(self) -> None:
+        """Closes files."""
+        self._states.close()
+
+    def _front(self) -> None:
+        """Hidden states of the first block; a layer before it is solved, and they are made again."""
+        moments = self._moments_of_front()
+        if moments.names():
+            self._solve(self._missing(moments.names()), moments)
+            self._follow({name: self._outside[name] for name in moments.names()})
+            self._moments_of_front()
+        moments.remove()
+
+    def _moments_of_front(self) -> Moments:
+        moments, readings = Moments(self._scratch), self._readings(self._outer_layers)
+        with self._weights.loaded(self._outside, packed=True), readings.hooked():
+            for number, ids in enumerate(self._batches):
+                readings.begin()
+                states, calls = self._blocks.front(ids)
+                moments.add(readings.end(), self._threads)
+                self._states.write(number, states)
+                self._calls[tuple(ids.shape)] = calls
+        return moments
+
+    def _block(self, number: int) -> None:
+        """Solves one block, and moves the hidden states behind it."""
+        block, name = self._blocks.items[number], f"{self._blocks.name}.{number}"
+        held = holders(block, name)
+        missing = self._missing([layer for layer in self._layers if layer.startswith(f"{name}.")])
+        if missing:
+            moments, readings = Moments(self._scratch), self._readings(missing)
+
+            def read(batch: int) -> list[Reading]:
+                readings.begin()
+                self._run_block(number, batch)
+                return readings.end()
+
+            with self._weights.loaded(held, packed=False), readings.hooked():
+                for noted in self._each_batch(read):
+                    moments.add(noted, self._threads)
+            self._solve(missing, moments)
+            moments.remove()
+        with self._weights.loaded(held, packed=True):
+            for _ in self._each_batch(
+                lambda batch: self._states.write(batch, self._run_block(number, batch))
+            ):
+                pass
+        self._follow(held)
+
+    def _run_block(self, number: int, batch: int) -> torch.Tensor:
+        calls = self._calls[tuple(self._batches[batch].shape)]
+        return self._blocks.run(number, self._states.read(batch), calls[number])
+
+    def _tail(self) -> None:
+        """Solves what reads the last hidden states: heads and the layers before them."""
+        missing = self._missing([name for name in self._outer_layers if not self._is_solved(name)])
+        if not missing:
+            return
+        moments, readings = Moments(self._scratch), self._readings(missing)
+        with self._weights.loaded(self._outside, packed=True), readings.hooked():
+            for number, ids in enumerate(self._batches):
+                self._blocks.tail(ids, self._states.read(number), readings.begin)
+                moments.add(readings.end(), self._threads)
+        self._solve(missing, moments)
+        moments.remove()
+
+    def _readings(self, names: Iterable[str]) -> Readings:
+        return Readings({name: self._blocks.model.get_submodule(name) for name in names})
+
+    def _missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Layers that a stopped run has not solved, and the keys under which they will be found."""
+        keys = {name: self._solver.key(self._layers[name], self._digest) for name in names}
+        return {name: key for name, key in keys.items() if not self._solver.recall(self._layers[name], key)}
+
+    def _is_solved(self, name: str) -> bool:
+        return self._layers[name].stored in self._solver.outcomes
+
+    def _solve(self, keys: Mapping[str, str], moments: Moments) -> None:
+        """Solves the layers that have read something; the others stay for the data-free solver."""
+        moments.finish()
+        reached = [name for name in keys if name in moments.names()]
+        key_of = {self._layers[name].stored: keys[name] for name in reached}
+        tasks = [self._task(self._layers[name], moments.path(name)) for name in reached]
+        for solved in self._workers.solve(tasks):
+            self._solver.keep(self._packed[solved.name], key_of[solved.name], solved)
+
+    def _task(self, matrix: BaseMatrix, moments: Path) -> SolveTask:
+        return SolveTask(
+            name=matrix.stored,
+            weights=self._checkpoint.entry(matrix.stored),
+            transposed=matrix.transposed,
+            moments=moments,
+            bits=matrix.bits,
+            group_size=matrix.group_size,
+            offset=matrix.offset,
+            seed=self._solver.seed,
+        )
+
+    def _as_packed(self, stored: str) -> tuple[PackedWeight, bool] | None:
+        if stored not in self._solver.outcomes:
+            return None
+        return self._solver.weight(stored), self._packed[stored].transposed
+
+    def _each_batch(self, work: Callable[[int], Result]) -> Iterator[Result]:
+        """Results in order; as many batches as there are threads are under way."""
+        waiting: deque[Future[Result]] = deque()
+        for batch in range(len(self._batches)):
+            waiting.append(self._threads.submit(work, batch))
+            if len(waiting) >= self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _begin(self, tokens: str) -> str:
+        """Names what everything depends on: text, configuration, programs."""
+        versions = [__version__, np.__version__, torch.__version__, transformers.__version__]
+        start = [tokens, self._checkpoint.config, *versions, contract.FORMAT_VERSION]
+        return hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()
+
+    def _follow(self, modules: Mapping[str, nn.Module]) -> None:
+        """Adds weights, as they now are, to what the hidden states depend on."""
+        digest = hashlib.sha256(self._digest.encode())
+        for stored in self._weights.stored(modules):
+            outcome = self._solver.outcomes.get(stored)
+            digest.update(outcome.key.encode() if outcome else self._weights.digest(stored))
+        self._digest = digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """A product that several threads share may differ in its last bits: batches run side by side instead."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second moments X^T X of what linear layers read, shared by those that read the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ROWS = 512  # of a moment that one product gives; products of fixed shape do not depend on threads
+
+Reading = tuple[str, "torch.Tensor"]  # name of a layer, and what it read: [..., K]
+
+
+@dataclass
+class _Sum:
+    """Sum of x x^T over ``rows`` inputs, float32 ``[K, K]`` mapped from ``path``."""
+
+    path: Path
+    values: torch.Tensor | None
+    rows: int = 0
+
+
+class Readings:
+    """Notes what layers read while it is switched on, for each thread apart.
+
+    Args:
+        layers: modules by name.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = dict(layers)
+        self._noted = local()
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Layers are watched inside the block."""
+        handles = [
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def begin(self) -> None:
+        """Notes from now on, in this thread."""
+        self._noted.readings = []
+
+    def end(self) -> list[Reading]:
+        """What this thread noted since :meth:`begin`."""
+        readings: list[Reading] | None = getattr(self._noted, "readings", None)
+        self._noted.readings = None
+        return readings or []
+
+    def _hook(self, name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            readings = getattr(self._noted, "readings", None)
+            if readings is not None:
+                readings.append((name, args[0] if args else kwargs["input"]))
+
+        return note
+
+
+class Moments:
+    """Second moments of layers by name, summed batch by batch in the order of the calls.
+
+    Args:
+        folder: where the sums lie as ``.npy`` files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._of: dict[str, _Sum] = {}
+        self._sums: list[_Sum] = []
+
+    def names(self) -> list[str]:
+        """Layers that have read something."""
+        return list(self._of)
+
+    def add(self, readings: Iterable[Reading], threads: ThreadPoolExecutor) -> None:
+        """Adds one batch; layers that read the same tensor when they are first seen share a sum."""
+        added: set[tuple[int, int]] = set()
+        first: dict[int, _Sum] = {}
+        for name, tensor in readings:
+            if name not in self._of:
+                if id(tensor) not in first:
+                    first[id(tensor)] = self._new(tensor.shape[-1])
+                self._of[name] = first[id(tensor)]
+            which = self._of[name]
+            if (id(which), id(tensor)) not in added:
+                added.add((id(which), id(tensor)))
+                self._accumulate(which, tensor.reshape(-1, tensor.shape[-1]).float().contiguous(), threads)
+
+    def finish(self) -> None:
+        """Turns sums into means; they are in the files alone from now on."""
+        for which in self._sums:
+            if which.values is not None:
+                which.values /= which.rows
+                which.values = None
+
+    def path(self, name: str) -> Path:
+        """The file with the mean of x x^T, float32 ``[K, K]``, of a layer."""
+        return self._of[name].path
+
+    def remove(self) -> None:
+        """Removes all files."""
+        for which in self._sums:
+            which.path.unlink(missing_ok=True)
+        self._of, self._sums = {}, []
+
+    def _new(self, inputs: int) -> _Sum:
+        import torch
+
+        path = self._folder / f"moments-{len(self._sums)}.npy"
+        mapped = np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs))
+        self._sums.append(_Sum(path, torch.from_numpy(mapped)))
+        return self._sums[-1]
+
+    def _accumulate(self, which: _Sum, rows: torch.Tensor, threads: ThreadPoolExecutor) -> None:
+        values = which.values
+        assert values is not None  # finish comes last
+
+        def add(begin: int) -> None:
+            values[begin : begin + ROWS].addmm_(rows[:, begin : begin + ROWS].T, rows)
+
+        for _ in threads.map(add, range(0, rows.shape[1], ROWS)):
+            pass
+        which.rows += len(rows)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One matrix to solve, as a message to another process: what it is, and how it comes back."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bcq import packing
+from bcq.bcq import Float32
+from bcq.checkpoint import Checkpoint
+from bcq.errors import BcqError, is_out_of_memory, out_of_memory
+from bcq.packing import PackedWeight
+from bcq.safetensors_read import StoredTensor
+
+
+@dataclass(frozen=True)
+class SolveTask:
+    """What a worker needs.
+
+    Attributes:
+        name: checkpoint name of the matrix.
+        weights: the matrix as the checkpoint holds it, or where it lies.
+        transposed: whether that is ``[K, N]``.
+        moments: mean of x x^T, float32 ``[K, K]``, or the ``.npy`` file that holds it.
+        bits: q.
+        group_size: g.
+        offset: whether groups have offsets.
+        seed: of random choices.
+    """
+
+    name: str
+    weights: StoredTensor | Float32
+    transposed: bool
+    moments: Path | Float32
+    bits: int
+    group_size: int
+    offset: bool
+    seed: int
+
+    def with_values(self) -> SolveTask:
+        """The same for a machine that has none of the files."""
+        return replace(self, weights=_stored(self.weights), moments=_moments(self.moments))
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What comes back.
+
+    Attributes:
+        name: checkpoint name of the matrix.
+        weight: the matrix, packed.
+        relative_error: sum of squared errors over the sum of squared weights.
+        calibrated_error: tr(E H E^T) / tr(W H W^T) for errors E, weights W and second moments H.
+    """
+
+    name: str
+    weight: PackedWeight
+    relative_error: float
+    calibrated_error: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What comes back instead when a matrix cannot be solved.
+
+    Attributes:
+        kind: class of the error.
+        words: its code, message and hint.
+        detail: where it happened.
+    """
+
+    kind: type[BcqError]
+    words: tuple[str, str, str]
+    detail: str
+
+    def error(self) -> BcqError:
+        """The error, with what it says about the worker as its cause."""
+        error = self.kind(*self.words)
+        error.__cause__ = RuntimeError(f"in the worker:\n{self.detail}")
+        return error
+
+
+class Workers(Protocol):
+    """Something that solves matrices: this machine's processes, or a cluster."""
+
+    def solve(self, tasks: list[SolveTask]) -> Iterator[Solved]:
+        """Solves all, in whatever order they become ready.
+
+        Raises:
+            BcqError: for the first that fails, with its name.
+        """
+
+
+def attempt(task: SolveTask) -> Solved | Fault:
+    """Solves one matrix, in a worker."""
+    try:
+        return solve_task(task)
+    except BcqError as fault:
+        words = (fault.code, fault.message, fault.hint)
+        return Fault(type(fault), words, "".join(traceback.format_exception(fault)))
+
+
+def solve_task(task: SolveTask) -> Solved:
+    """Solves one matrix.
+
+    Raises:
+        BcqError: with the name of the matrix; E602 when memory runs out.
+    """
+    from bcq.solver import calibrated_error, relative_error, solve_calibrated
+
+    try:
+        stored = _stored(task.weights)
+        dense = np.ascontiguousarray(stored.T if task.transposed else stored)
+        moments = _moments(task.moments)
+        solved = solve_calibrated(
+            dense, moments, task.bits, task.group_size, task.offset, task.seed, task.name
+        )
+        return Solved(
+            task.name,
+            packing.pack(solved),
+            relative_error(dense, solved),
+            calibrated_error(dense, solved, moments),
+        )
+    except BcqError:
+        raise
+    except Exception as fault:
+        if is_out_of_memory(fault):
+            raise out_of_memory(f"while {task.name} was solved") from fault
+        raise BcqError(
+            "E999",
+            f"{task.name}: {type(fault).__name__}: {fault}.",
+            "A bug: run again with --debug and report it.",
+        ) from fault
+
+
+def _stored(weights: StoredTensor | Float32) -> Float32:
+    if isinstance(weights, StoredTensor):
+        return Checkpoint(weights.file.parent, {}, {weights.name: weights}, {}).read(weights.name)
+    return weights
+
+
+def _moments(moments: Path | Float32) -> Float32:
+    return np.load(moments, mmap_mode="r", allow_pickle=False) if isinstance(moments, Path) else moments
