@@ -98,10 +98,16 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("bcq ")
 
 
+def test_no_word_at_all_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert printed == capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["qunatize"],
         ["export"],
         ["export", "model"],

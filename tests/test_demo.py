@@ -75,6 +75,24 @@ def test_the_demo_refuses_bits_out_of_range_before_any_work(capsys: pytest.Captu
     assert (code, answer["error"]["code"]) == (2, "E202")
 
 
+def test_the_demo_refuses_a_folder_that_holds_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q3").mkdir()  # the name of an export, but none
+    (tmp_path / "notes.txt").write_text("precious", encoding="utf-8")
+    for output, named in ((tmp_path, "notes.txt"), (tmp_path / "notes.txt", "is not a folder")):
+        code, answer = command(capsys, "demo", "--output", str(output))
+        assert (code, answer["error"]["code"]) == (2, "E203")
+        assert named in answer["error"]["message"]
+    (tmp_path / "notes.txt").unlink()
+    code, answer = command(capsys, "demo", "--output", str(tmp_path))
+    assert (code, "holds 'q3'" in answer["error"]["message"]) == (2, True)
+
+
+def test_the_demo_takes_the_folder_of_an_earlier_one(result: tuple[demo.DemoResult, Path]) -> None:
+    demo._check_output(result[1])
+
+
 def test_verify_says_that_an_export_computes_what_pytorch_computes(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

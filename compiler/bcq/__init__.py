@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,7 +83,12 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH, not installed
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bcq' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_HOME[name]), name)
+    if not isinstance(value, FunctionType):
+        return value
+    from bcq.spoken import in_python
+
+    return in_python(value)
 
 
 def __dir__() -> list[str]:

@@ -99,6 +99,9 @@ def as_bcq_error(error: Exception) -> BcqError:
 
 
 def _run(words: list[str]) -> int:
+    if not words:
+        parser().print_help()
+        return 0
     try:
         arguments = parser().parse_args(words)
     except SystemExit as leave:  # --help and --version

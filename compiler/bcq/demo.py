@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq import evaluate, report
+from bcq.errors import UsageError
 from bcq.evaluate import Logits, Perplexity
 from bcq.generate import Model, load
+from bcq.manifest import listed_files
 from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
+_CHOOSE = "Choose another folder or a new one."
 PROMPT = "The people of the United States"
 CONTEXT = 256
 WINDOWS = 20  # of the held-out speech: half of it, so that all is done within a minute
@@ -29,7 +33,7 @@ PORTABLE_WINDOWS = 4
 # the logits, whose size is about 5: 2e-3 nats.
 PORTABLE_TOLERANCE = 2e-3
 NEW_TOKENS = 48
-SAMPLING = {"temperature": 0.5, "top_k": 20, "seed": 0}
+SAMPLING: dict[str, Any] = {"temperature": 0.5, "top_k": 20, "seed": 0}
 TIMED_TOKENS = 64
 TIMED_RUNS = 5
 
@@ -91,9 +95,11 @@ def run(bits: Sequence[int], output: Path | None = None, progress: Progress = SI
         progress: one step a stage.
 
     Raises:
-        UsageError: E202 for bits outside 1 to 8.
+        UsageError: E202 for bits outside 1 to 8, E203 for an output that holds something else.
     """
     began = time.monotonic()
+    if output is not None:
+        _check_output(output)
     choices = [QuantizeOptions(bits=number) for number in bits]  # refuses wrong bits before any work
     with ExitStack() as stack:
         stack.enter_context(one_torch_thread())
@@ -110,6 +116,17 @@ def run(bits: Sequence[int], output: Path | None = None, progress: Progress = SI
             progress.step(_name(lines[-1].bits), f"perplexity {lines[-1].perplexity:.2f}")
         progress.done()
     return DemoResult(reference.perplexity, reference.tokens, lines, time.monotonic() - began)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuses a folder with anything but the exports of an earlier demo."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError("E203", f"{folder} exists and is not a folder.", _CHOOSE)
+    for entry in sorted(folder.iterdir()):
+        if not (re.fullmatch("fp32|q[1-8]", entry.name) and listed_files(entry) is not None):
+            raise UsageError("E203", f"{folder} holds '{entry.name}', which no demo wrote.", _CHOOSE)
 
 
 @contextmanager
