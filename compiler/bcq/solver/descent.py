@@ -3,7 +3,7 @@
 
 With e the error of a row, H e is half the gradient of e^T H e. Each step below finds the exact minimum over
 one weight's levels, or over the coefficients of one group by least squares, everything else fixed. Products
-with H are put off: inside a block first, then inside the group, and over the whole row after each group.
+with H are put off: inside a block first, then a span, then the group, and over the row after each group.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bcq.solver.codebook import Codes, codebook
+from bcq.solver.codebook import Codebook, Codes, codebook
 from bcq.solver.groups import RIDGE, Float32, solve_positive
 from bcq.solver.levels import Float64
 
-BLOCK = 16  # inputs between two matrix products
+BLOCK = 16  # inputs between two matrix products inside a span
+SPAN = 128  # inputs between two matrix products over a group
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -87,18 +88,27 @@ def _refit(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float
 
 def _choose(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float32) -> None:
     """Every weight of one group takes its best level in turn; ``gradient`` follows."""
-    book = codebook(rows.coefficients[group], rows.bits)
-    dense, step = rows.dense[part], 1 / inside.diagonal()
+    book, dense = codebook(rows.coefficients[group], rows.bits), rows.dense[part]
+    for begin in range(0, len(dense), SPAN):
+        span = slice(begin, min(begin + SPAN, len(dense)))
+        before = dense[span].copy()
+        _choose_span(dense[span], gradient[span].copy(), np.ascontiguousarray(inside[span, span]), book)
+        gradient += inside[:, span] @ (dense[span] - before)
+    rows.codes[part] = book.codes_of(dense)
+
+
+def _choose_span(dense: Float32, gradient: Float32, inside: Float32, book: Codebook) -> None:
+    """The same for a few inputs; changes ``dense`` and its own ``gradient``."""
+    step = 1 / inside.diagonal()
     for begin in range(0, len(dense), BLOCK):
         end = min(begin + BLOCK, len(dense))
-        before, near = dense[begin:end].copy(), gradient[begin:end].copy()
+        before = dense[begin:end].copy()
         for j in range(begin, end):
-            value = book.nearest(dense[j] - near[j - begin] * step[j])
+            value = book.nearest(dense[j] - gradient[j] * step[j])
             change = value - dense[j]
             dense[j] = value
-            near[j - begin + 1 :] += inside[j + 1 : end, j, None] * change
-        gradient += inside[:, begin:end] @ (dense[begin:end] - before)
-    rows.codes[part] = book.codes_of(dense)
+            gradient[j + 1 : end] += inside[j + 1 : end, j, None] * change
+        gradient[end:] += inside[end:, begin:end] @ (dense[begin:end] - before)
 
 
 def _plane(codes: Codes, plane: int, bits: int) -> Float32:

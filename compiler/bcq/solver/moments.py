@@ -16,7 +16,7 @@ from bcq.errors import InputError
 from bcq.solver.groups import Float32
 from bcq.solver.levels import Float64
 
-DAMPING = 0.01  # of the mean diagonal; unused inputs keep a say, and rare ones are not over-fitted
+DAMPING = 0.03  # of the mean diagonal; unused inputs keep a say, and rare ones are not over-fitted
 
 
 @dataclass(frozen=True)
