@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bcq.api import export, quantize
+    from bcq.api import export, quantize, tune
     from bcq.base import QuantizedBase
     from bcq.bcq import BcqWeight
     from bcq.errors import BcqError, InputError, ParityFailure, ResourceError, UnsupportedError, UsageError
@@ -43,6 +43,7 @@ _HOME = {
     "pack": "bcq.packing",
     "quantize": "bcq.api",
     "session": "bcq.runtime",
+    "tune": "bcq.api",
     "unpack": "bcq.packing",
     "verify": "bcq.parity",
 }
@@ -66,6 +67,7 @@ __all__ = [
     "pack",
     "quantize",
     "session",
+    "tune",
     "unpack",
     "verify",
 ]

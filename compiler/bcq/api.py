@@ -98,6 +98,54 @@ def export(
     )
 
 
+def tune(
+    base: str | Path | QuantizedBase,
+    data: str | Path,
+    output: str | Path | None = None,
+    *,
+    name: str = "",
+    dev: str | Path | None = None,
+    teacher: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Adapter:
+    """Trains the scaling factors of a quantized base for one task.
+
+    Args:
+        base: quantized base, or its folder; it is not changed.
+        data: ``.jsonl`` or tab-separated training examples, see `bcq.tuning.data.read_examples`.
+        output: folder of the adapter; None writes none.
+        name: of the adapter; that of the output, or of the data file, when empty.
+        dev: examples to measure on, before and after; the figures stand in the adapter's metadata.
+        teacher: dense model folder that the task ``distill`` follows.
+        resume: go on from the checkpoint that a stopped run of the same output has left.
+        progress: told about each update.
+        **options: fields of `bcq.tuning.options.TuneOptions`, such as ``epochs=3, learning_rate=1e-2``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        BcqError: see `bcq.tuning.tune.tune`.
+    """
+    from bcq.tuning.options import TuneOptions
+    from bcq.tuning.tune import tune as tune_base
+
+    result = tune_base(
+        base,
+        data,
+        output,
+        options=TuneOptions(**options),
+        name=name,
+        dev=dev,
+        teacher=teacher,
+        resume=resume,
+        progress=progress,
+    )
+    return result.adapter
+
+
 def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="bcq-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

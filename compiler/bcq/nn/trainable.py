@@ -71,7 +71,7 @@ def _trained_padding(matrix: PackedMatrix) -> int:
 
 def _vectors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 and not name.endswith(".offset"):
             yield name, parameter
 
 
