@@ -6,18 +6,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcq.commands.options import add_quantize_options, add_verb, emit, quantize_options
 
 if TYPE_CHECKING:
+    from bcq.budget.choose import Budget
     from bcq.commands.options import Subparsers
     from bcq.plan import QuantizeOptions
     from bcq.report import Row
 
 EXAMPLES = """\
   bcq inspect models/gpt2
-  bcq inspect model.onnx --bits 4 --set 'lm_head*=keep'"""
+  bcq inspect model.onnx --bits 4 --set 'lm_head*=keep'
+  bcq inspect models/gpt2 --target-bpw 2.5 --sensitivity-text dev.txt    # what a budget would choose
+  bcq inspect model.onnx --target-size 40MB"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,9 +40,16 @@ def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptio
     """Prints what `options` would do to `model`; nothing is written."""
     from bcq.listing import planned_matrices
 
+    budget: Budget | None = getattr(arguments, "budget", None)
     rows = planned_matrices(model, options)
-    data = {"model": str(model), "matrices": [asdict(row) for row in rows], **totals(rows)}
-    emit(arguments, data, text(rows))
+    matrices = [asdict(row) for row in rows]
+    data: dict[str, Any] = {"model": str(model), "matrices": matrices, **totals(rows)}
+    if budget is not None:
+        shares = budget.shares()
+        for matrix in matrices:
+            matrix["error_share"] = shares.get(matrix["name"])
+        data["budget"] = budget.to_dict()
+    emit(arguments, data, text(rows, budget))
     return 0
 
 
@@ -57,26 +67,30 @@ def totals(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def text(rows: list[Row]) -> str:
-    """A table for people and one line with the totals."""
+def text(rows: list[Row], budget: Budget | None = None) -> str:
+    """A table for people and one line with the totals; a budget adds its shares of the error and a line."""
     from bcq.report import megabytes, table
 
-    body = [
-        [
-            row.name,
-            f"{row.rows} x {row.inputs}",
-            row.kind,
-            "-" if row.bits is None else str(row.bits),
-            row.reason or "packed",
-        ]
-        for row in rows
+    sums, shares = totals(rows), budget.shares() if budget else {}
+    header = ["matrix", "N x K", "kind", "bits", "group", "offset", "bytes"]
+    header += ["error share", "outcome"] if budget else ["outcome"]
+    body = []
+    for row in rows:
+        share = [f"{shares[row.name]:.1%}" if row.name in shares else "-"] if budget else []
+        sizes = [row.name, f"{row.rows} x {row.inputs}", row.kind]
+        body.append([*sizes, *_how(row), *share, row.reason or "packed"])
+    lines = [
+        table(header, body, "lrlrrlr" + ("rl" if budget else "l")),
+        f"{sums['packed_count']} of {sums['total_count']} matrices packed"
+        f" ({sums['packed_share']:.1%} of matrix bytes):"
+        f" {megabytes(int(sums['dense_bytes']))} fp32 -> {megabytes(int(sums['packed_bytes']))}",
     ]
-    sums = totals(rows)
-    return "\n".join(
-        [
-            table(["matrix", "N x K", "kind", "bits", "outcome"], body, "lrlrl"),
-            f"{sums['packed_count']} of {sums['total_count']} matrices packed"
-            f" ({sums['packed_share']:.1%} of matrix bytes):"
-            f" {megabytes(int(sums['dense_bytes']))} fp32 -> {megabytes(int(sums['packed_bytes']))}",
-        ]
-    )
+    return "\n".join(lines + ([str(budget)] if budget else []))
+
+
+def _how(row: Row) -> list[str]:
+    """Bits, group size, offset and bytes."""
+    if row.bits is None:
+        return ["-", "-", "-", f"{row.dense_bytes:,}"]
+    group = "row" if row.group_size in (0, row.inputs) else str(row.group_size)
+    return [str(row.bits), group, "yes" if row.offset else "no", f"{row.packed_bytes:,}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 from bcq.plan import METHODS
 
 if TYPE_CHECKING:
+    from bcq.budget.choose import Budget
     from bcq.plan import QuantizeOptions
     from bcq.progress import Progress
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _TALK = ("--json", "--quiet", "--debug", "--resume")
+_FIELDS = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed")
+_DECIDED = ("bits", "group_size", "offset")  # by a budget, where there is one
+_TARGETS = ("bpw", "size", "latency")
+_BUDGET_FILES = ("cost_table", "sensitivity_text", "sensitivity")
+_FILE_FLAGS = tuple(f"--{name.replace('_', '-')}" for name in _BUDGET_FILES)
 
 
 def add_verb(subparsers: Subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -57,36 +64,114 @@ def add_quantize_options(verb: argparse.ArgumentParser) -> None:
         " 'h.*=2:g0:offset'), or 'keep'; may be repeated, the last match wins",
     )
     add("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
+    _add_budget_options(verb)
+
+
+def _add_budget_options(verb: argparse.ArgumentParser) -> None:
+    """A target, for which bits, group size and offset are chosen matrix by matrix."""
+    group = verb.add_argument_group(
+        "budget", "chooses bits, group size and offset of every matrix, instead of --bits and the like"
+    )
+    target = group.add_mutually_exclusive_group()
+
+    def add(where: Any, flag: str, **settings: Any) -> None:
+        where.add_argument(flag, default=argparse.SUPPRESS, **settings)
+
+    add(target, "--target-bpw", metavar="BITS", help="bits a packed weight, scales included, such as 2.5")
+    add(target, "--target-size", metavar="SIZE", help="size of the exported model file, such as 120MB")
+    add(target, "--target-latency", metavar="TIME", help="time of all products of one new token, such as 5ms")
+    add(group, "--cost-table", type=Path, metavar="FILE", help="times from 'bcq bench --cost-table FILE'")
+    add(
+        group,
+        "--sensitivity-text",
+        type=Path,
+        metavar="TEXT",
+        help="text on which it is measured what each matrix's errors cost the outputs (default: errors of"
+        " weights alone)",
+    )
+    add(
+        group,
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="keep what was measured here, and reuse it when the file is there",
+    )
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The quantization options that the user has written, by field name of `QuantizeOptions`."""
-    names = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed")
+    """What the user has written of the options of quantization, by name."""
+    names = (*_FIELDS, *(f"target_{kind}" for kind in _TARGETS), *_BUDGET_FILES)
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
-    """The options with defaults for what the user has not written.
+    """The options with defaults for what the user has not written; those of a budget are chosen here.
+
+    The budget, None without a target, is then found at `arguments.budget`.
 
     Raises:
-        UsageError: E202 when a value is out of range.
+        UsageError: E202 when a value is out of range, E203 when options do not go together, E204 when a
+            target cannot be reached.
+        BcqError: for a budget, what reading the model raises.
     """
     from bcq.plan import QuantizeOptions
 
-    return QuantizeOptions(**given(arguments))
+    written = given(arguments)
+    options = QuantizeOptions(**{name: written[name] for name in _FIELDS if name in written})
+    arguments.budget = _budget(arguments, written, options)
+    return arguments.budget.options if arguments.budget else options
+
+
+def _budget(
+    arguments: argparse.Namespace, written: dict[str, Any], options: QuantizeOptions
+) -> Budget | None:
+    from bcq.errors import UsageError
+
+    kind = next((kind for kind in _TARGETS if f"target_{kind}" in written), None)
+    if kind is None:
+        lonely = next((name for name in _BUDGET_FILES if name in written), None)
+        if lonely:
+            flag = f"--{lonely.replace('_', '-')}"
+            raise UsageError("E203", f"{flag} needs a target.", "Add --target-bpw, -size or -latency.")
+        return None
+    clash = next((name for name in _DECIDED if name in written), None)
+    if clash:
+        raise UsageError(
+            "E203",
+            f"--{clash.replace('_', '-')} does not go with --target-{kind}, which chooses it.",
+            "Leave it out; --set decides single matrices.",
+        )
+    from bcq.budget.request import Request, fulfil
+    from bcq.budget.target import parse_target
+
+    text = written.get("sensitivity_text", getattr(arguments, "calibrate", None))
+    target = parse_target(kind, written[f"target_{kind}"])
+    request = Request(target, written.get("cost_table"), text, written.get("sensitivity"))
+    source = arguments.model if hasattr(arguments, "model") else arguments.source
+    return fulfil(source, options, request, progress(arguments), lambda line: warn(arguments, line))
+
+
+def warn(arguments: argparse.Namespace, line: str) -> None:
+    """Tells the user something on standard error, unless --quiet."""
+    if not arguments.quiet:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def recorded(words: Sequence[str], source: Path) -> list[str]:
     """The words of a command for the manifest, without those that cannot change the files that it makes.
 
     These are the places of source and output, which would make the same export differ from folder to folder
-    and tell the names of private ones, and how the command talks. Of the source, the last name stays.
+    and tell the names of private ones, and how the command talks. Of the source and of the files of a budget,
+    the last name stays.
     """
     kept: list[str] = []
     left = iter(words)
     for word in left:
         if word == "-o" or (word.startswith("--o") and "--output".startswith(word)):
             next(left, None)
+        elif any(file.startswith(word.partition("=")[0]) for file in _FILE_FLAGS) and len(word) > len("--"):
+            flag, separator, value = word.partition("=")
+            kept += [flag, Path(value if separator else next(left, "")).resolve().name]
         elif not (word in _TALK or word.startswith(("-o", "--output="))):
             kept.append(source.resolve().name if Path(word) == source else word)
     return kept

@@ -133,7 +133,7 @@ def _build(class_name: str, config: Any) -> Any:
         raise UnsupportedError("E401", f"{_VERSION} has no architecture {class_name!r}.")
     try:
         with _parameters_on_meta():
-            model = found(config, **_without_pooler(class_name))
+            model = found(config, **without_pooler(class_name))
     except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as fault:
         if is_out_of_memory(fault):
             raise out_of_memory(f"for the {class_name} that config.json describes") from fault
@@ -143,7 +143,7 @@ def _build(class_name: str, config: Any) -> Any:
     return model.eval()
 
 
-def _without_pooler(class_name: str) -> dict[str, Any]:
+def without_pooler(class_name: str) -> dict[str, Any]:
     """BertModel and RobertaModel carry a pooling head, which `last_hidden_state` does not pass through."""
     return {"add_pooling_layer": False} if class_name in ("BertModel", "RobertaModel") else {}
 

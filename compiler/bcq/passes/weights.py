@@ -117,9 +117,10 @@ class SolveOnTheFly:
         packed_bytes = _packed_bytes(matrix, choice.bits, group_size, choice.offset)
         if packed_bytes >= matrix.tensor.nbytes:
             return Left(f"packed it would take {packed_bytes:,} bytes, dense {matrix.tensor.nbytes:,}")
+        reason = why_never_packed(matrix)
+        if reason:
+            return Left(reason)
         dense = matrix.read()
-        if matrix.kinds == (GATHER_KIND,) and _is_rotary_table(dense):
-            return Left("it is a table of rotary positions: both halves of each row are equal")
         how = (choice.bits, group_size, options.method, choice.offset, options.seed)
         key = key_of(dense, *how) if self.finished else ""
         found = self.finished.find(key) if self.finished else None
@@ -189,6 +190,13 @@ def _packed_bytes(matrix: MatrixRef, bits: int, group_size: int, offset: bool) -
     words = ceil_div(matrix.inputs, contract.WORD_BITS) * bits
     halves = ceil_div(matrix.inputs, group_size) * (bits + offset)
     return rows * (4 * words + 2 * halves)
+
+
+def why_never_packed(matrix: MatrixRef) -> str:
+    """Why a matrix stays dense whatever the options say; empty when it can be packed."""
+    if matrix.kinds == (GATHER_KIND,) and _is_rotary_table(matrix.read()):
+        return "it is a table of rotary positions: both halves of each row are equal"
+    return ""
 
 
 def _is_rotary_table(dense: Float32) -> bool:
