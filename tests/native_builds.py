@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def compile_object(source: Path, target: Path, flags: tuple[str, ...], with_comp
     command = [compiler(with_compiler), *COMMON, *flags, "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return target
+
+
+def run_program(
+    folder: Path, *sources: Path, arguments: Sequence[str | Path] = (), library: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Compiles a program in ``folder``, linked with ``library`` if there is one, and runs it."""
+    program = folder / sources[0].stem
+    linked = [] if library is None else [str(library), f"-Wl,-rpath,{library.parent}"]
+    flags = ["-std=c++17", "-O1", f"-I{RUNTIME}", f"-I{NATIVE}", "-pthread", "-o", str(program)]
+    subprocess.run([compiler(), *map(str, sources), *linked, *flags], check=True)
+    return subprocess.run([program, *arguments], capture_output=True, text=True)
 
 
 def emulated_library(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from bcq.errors import InputError, UnsupportedError
 from bcq.frontends import onnx_file
 from bcq.write import write_model
 from graphs import model_of, normal
+from hostile.external_data import edit
 
 LINEAR = "main (float[m, 64] x) => (float[m, 64] y) { y = MatMul (x, w) }"
 
@@ -28,17 +29,6 @@ def path(tmp_path: Path) -> Path:
     write_model(model_of(LINEAR, w=normal(64, 64)), folder / "model.onnx")
     (tmp_path / "secret").write_bytes(bytes(64 * 64 * 4))
     return folder / "model.onnx"
-
-
-def edit(path: Path, **fields: str) -> None:
-    """Changes where the external tensor says that its bytes are."""
-    proto = onnx.load(path, load_external_data=False)
-    tensor = proto.graph.initializer[0]
-    kept = {entry.key: entry.value for entry in tensor.external_data}
-    del tensor.external_data[:]
-    for key, value in {**kept, **fields}.items():
-        tensor.external_data.add(key=key, value=value)
-    path.write_bytes(proto.SerializeToString())
 
 
 def refused(path: Path) -> InputError:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from bcq.library_check import check_contract, check_whole
 from bcq.runtime import library_path
 from hostile.faults import Fault, faults, needs_limits, run
-from native_builds import NATIVE, RUNTIME, compiler
+from native_builds import NATIVE, run_program
 
 FAULTS = list(faults())
 
@@ -36,11 +35,8 @@ def test_the_installed_library_is_whole_and_has_the_contract_of_this_package() -
 
 def test_every_call_and_every_allocation_of_the_library_may_fail(tmp_path: Path) -> None:
     """A stand-in for onnxruntime fails at each call in turn, and memory runs out at each allocation."""
-    program, library = tmp_path / "planned_failures", library_path()
-    sources = [str(NATIVE / name) for name in ("planned_failures.cc", "fake_ort.cc", "fake_node.cc")]
-    flags = ["-std=c++17", "-O0", f"-I{RUNTIME}", f"-I{NATIVE}", str(library), f"-Wl,-rpath,{library.parent}"]
-    subprocess.run([compiler(), *sources, *flags, "-o", str(program)], check=True)
-    done = subprocess.run([program, tmp_path], capture_output=True, text=True)
+    sources = [NATIVE / name for name in ("planned_failures.cc", "fake_ort.cc", "fake_node.cc")]
+    done = run_program(tmp_path, *sources, arguments=[tmp_path], library=library_path())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAULT" not in done.stdout
     assert sum(int(line.split(": ")[1].split()[0]) for line in done.stdout.splitlines()) > 500

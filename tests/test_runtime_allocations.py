@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from bcq.runtime import library_path
-from native_builds import NATIVE, RUNTIME, compiler
+from native_builds import NATIVE, run_program
 
 
 def test_no_run_of_any_operator_type_level_or_size_allocates(tmp_path: Path) -> None:
-    program, library = tmp_path / "allocations", library_path()
-    sources = [str(NATIVE / name) for name in ("allocations.cc", "fake_ort.cc", "fake_node.cc")]
-    flags = ["-std=c++17", "-O0", f"-I{RUNTIME}", f"-I{NATIVE}", str(library), f"-Wl,-rpath,{library.parent}"]
-    subprocess.run([compiler(), *sources, *flags, "-o", str(program)], check=True)
-    done = subprocess.run([program, tmp_path], capture_output=True, text=True)
+    sources = [NATIVE / name for name in ("allocations.cc", "fake_ort.cc", "fake_node.cc")]
+    done = run_program(tmp_path, *sources, arguments=[tmp_path], library=library_path())
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     # 2 operators, 2 types, 3 sizes; mapped and resident, with and without a profile; 4 scenes each.

@@ -13,7 +13,7 @@ import pytest
 
 from bcq import contract
 from big_model import write_big_model
-from native_builds import NATIVE, RUNTIME, compiler
+from native_builds import NATIVE, RUNTIME, run_program
 from nodes import one_node, random_weight
 
 MEASURE = """
@@ -72,9 +72,7 @@ def test_resident_weights_are_in_memory_once_and_their_mapped_pages_are_let_go(t
 
 @needs_proc
 def test_blocks_keep_apart_only_unchanged_pages_are_let_go_and_limits_are_read(tmp_path: Path) -> None:
-    program = tmp_path / "memory"
-    sources = [str(NATIVE / "memory.cc"), str(RUNTIME / "core" / "memory.cc")]
-    flags = ["-std=c++17", "-O1", f"-I{RUNTIME}", "-o", str(program)]
-    subprocess.run([compiler(), *sources, *flags], check=True)
-    done = subprocess.run([program, tmp_path / "file"], capture_output=True, text=True)
+    done = run_program(
+        tmp_path, NATIVE / "memory.cc", RUNTIME / "core" / "memory.cc", arguments=[tmp_path / "file"]
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

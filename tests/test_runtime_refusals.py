@@ -177,3 +177,53 @@ def test_external_data_at_an_odd_address_is_refused(name: str, tmp_path: Path) -
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(Exception, match=f"{name} address: got 1 bytes beyond"):
         open_session(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["alpha_1", "alpha_rest", "offset"])
+def test_run_time_factors_of_a_gather_are_checked_at_each_run(name: str) -> None:
+    session = open_session(one_node(contract.GATHER, WEIGHT, np.int64, ("i",), fed=(name,)))
+    indices, right = np.array([0, 49, -50]), TENSORS[name]
+    assert np.isfinite(np.asarray(session.run(None, {"indices": indices, name: right})[0])).all()
+    for shape in wrong_shapes(name):
+        with pytest.raises(Exception, match=rf"BcqGather 'the_node': {name} shape: got .* expected"):
+            session.run(None, {"indices": indices, name: np.zeros(shape, right.dtype)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
+def test_run_time_factors_of_another_type_are_refused(dtype: Any) -> None:
+    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",), fed=("alpha_1",)))
+    with pytest.raises(Exception, match=r"input data type.*expected: \(tensor\(float16\)\)"):
+        session.run(None, {"A": activations(2, 100), "alpha_1": TENSORS["alpha_1"].astype(dtype)})
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["first", "alpha_1", "alpha_rest", "offset"])
+def test_fed_tensors_at_an_odd_address_are_refused(op: contract.Op, name: str) -> None:
+    first = op.inputs[0].name
+    fed = TENSORS.keys() - {"codes"}
+    session = open_session(one_node(op, WEIGHT, first_type(op), ("m",), fed=tuple(sorted(fed))))
+    start = activations(2, 100) if op.name == contract.MATMUL.name else np.array([0, 49, -50])
+    feeds = {first: start, **{key: TENSORS[key] for key in fed}}
+    wrong = first if name == "first" else name
+    binding, kept = session.io_binding(), []
+    for key, value in feeds.items():
+        room = np.zeros(value.nbytes + 16, np.uint8)
+        begin = -room.ctypes.data % 8 + (1 if key == wrong else 0)
+        room[begin : begin + value.nbytes] = np.frombuffer(value.tobytes(), np.uint8)
+        kept.append(room)
+        binding.bind_input(key, "cpu", 0, value.dtype, value.shape, room.ctypes.data + begin)
+    binding.bind_output("Y", "cpu")
+    with pytest.raises(Exception, match=rf"{op.name} 'the_node': {wrong} address: got 1 bytes beyond"):
+        session.run_with_iobinding(binding)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_run_time_factor_that_is_not_finite_reaches_its_own_output_and_no_other(value: float) -> None:
+    session = open_session(one_node(contract.MATMUL, WEIGHT, dims=("m",), fed=("alpha_1",)))
+    a, wrong = activations(3, 100), TENSORS["alpha_1"].copy()
+    right = np.asarray(session.run(None, {"A": a, "alpha_1": wrong})[0])
+    wrong[1, 2, 5] = value  # tile 1, group 2, row 5 of the tile
+    y = np.asarray(session.run(None, {"A": a, "alpha_1": wrong})[0])
+    assert not np.isfinite(y[:, 16 + 5]).any()
+    others = np.arange(50) != 16 + 5
+    assert y[:, others].tobytes() == right[:, others].tobytes()

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import stress
 from bcq.runtime import library_path
-from native_builds import NATIVE, RUNTIME, compiler
+from native_builds import NATIVE, run_program
 
 
 @pytest.fixture
@@ -34,10 +33,6 @@ def test_sessions_that_come_and_go_leave_nothing_behind(model: Path) -> None:
 
 
 def test_kernels_called_from_many_threads_give_the_bits_of_one(tmp_path: Path) -> None:
-    program, library = tmp_path / "threads", library_path()
-    source = str(NATIVE / "threads.cc")
-    flags = ["-std=c++17", "-O1", f"-I{RUNTIME}", str(library), f"-Wl,-rpath,{library.parent}", "-pthread"]
-    subprocess.run([compiler(), source, *flags, "-o", str(program)], check=True)
-    done = subprocess.run([program, "10"], capture_output=True, text=True)
+    done = run_program(tmp_path, NATIVE / "threads.cc", arguments=["10"], library=library_path())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(" products, 0 wrong\n")
