@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second moments X^T X of what linear layers read, shared by those that read the same."""
+"""Second moments of what linear layers read, shared by those that read the same, and how it is off."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ Reading = tuple[str, "torch.Tensor"]  # name of a layer, and what it read: [...,
 
 
 @dataclass
-class _Sum:
-    """Sum of x x^T over ``rows`` inputs, float32 ``[K, K]`` mapped from ``path``."""
+class _Sums:
+    """Sums over ``rows`` inputs y of a layer, of which the dense model has x at the same place.
 
-    path: Path
-    values: torch.Tensor | None
+    Attributes:
+        paths: files with y y^T and (x - y) y^T, float32 ``[K, K]``.
+        values: the same, mapped until they are finished.
+        rows: how many there were.
+    """
+
+    paths: tuple[Path, Path]
+    values: tuple[torch.Tensor, torch.Tensor] | None
     rows: int = 0
 
 
@@ -83,59 +89,83 @@ class Moments:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._of: dict[str, _Sum] = {}
-        self._sums: list[_Sum] = []
+        self._of: dict[str, _Sums] = {}
+        self._all: list[_Sums] = []
 
     def names(self) -> list[str]:
         """Layers that have read something."""
         return list(self._of)
 
-    def add(self, readings: Iterable[Reading], threads: ThreadPoolExecutor) -> None:
-        """Adds one batch; layers that read the same tensor when they are first seen share a sum."""
+    def add(self, came: Iterable[Reading], meant: Iterable[Reading], threads: ThreadPoolExecutor) -> None:
+        """Adds one batch; layers that read the same tensor when they are first seen share their sums.
+
+        Args:
+            came: what layers read.
+            meant: what they read in the dense model, as far as that is known.
+            threads: that share the products.
+        """
+        aims: dict[str, list[torch.Tensor]] = {}
+        for name, tensor in meant:
+            aims.setdefault(name, []).append(tensor)
         added: set[tuple[int, int]] = set()
-        first: dict[int, _Sum] = {}
-        for name, tensor in readings:
+        first: dict[int, _Sums] = {}
+        for name, tensor in came:
+            aim = aims[name].pop(0) if aims.get(name) else tensor
             if name not in self._of:
                 if id(tensor) not in first:
                     first[id(tensor)] = self._new(tensor.shape[-1])
                 self._of[name] = first[id(tensor)]
-            which = self._of[name]
-            if (id(which), id(tensor)) not in added:
-                added.add((id(which), id(tensor)))
-                self._accumulate(which, tensor.reshape(-1, tensor.shape[-1]).float().contiguous(), threads)
+            sums = self._of[name]
+            if (id(sums), id(tensor)) not in added:
+                added.add((id(sums), id(tensor)))
+                _accumulate(sums, tensor, aim if aim.shape == tensor.shape else tensor, threads)
 
     def finish(self) -> None:
         """Turns sums into means; they are in the files alone from now on."""
-        for which in self._sums:
-            if which.values is not None:
-                which.values /= which.rows
-                which.values = None
+        for sums in self._all:
+            for values in sums.values or ():
+                values /= sums.rows
+            sums.values = None
 
     def path(self, name: str) -> Path:
-        """The file with the mean of x x^T, float32 ``[K, K]``, of a layer."""
-        return self._of[name].path
+        """The file with the mean of y y^T, float32 ``[K, K]``, over the inputs y of a layer."""
+        return self._of[name].paths[0]
+
+    def drift(self, name: str) -> Path:
+        """The file with the mean of (x - y) y^T, x being the inputs in the dense model."""
+        return self._of[name].paths[1]
 
     def remove(self) -> None:
         """Removes all files."""
-        for which in self._sums:
-            which.path.unlink(missing_ok=True)
-        self._of, self._sums = {}, []
+        for sums in self._all:
+            for path in sums.paths:
+                path.unlink(missing_ok=True)
+        self._of, self._all = {}, []
 
-    def _new(self, inputs: int) -> _Sum:
+    def _new(self, inputs: int) -> _Sums:
         import torch
 
-        path = self._folder / f"moments-{len(self._sums)}.npy"
-        mapped = np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs))
-        self._sums.append(_Sum(path, torch.from_numpy(mapped)))
-        return self._sums[-1]
+        number = len(self._all)
+        paths = (self._folder / f"moments-{number}.npy", self._folder / f"drift-{number}.npy")
+        one, other = (
+            torch.from_numpy(np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs)))
+            for path in paths
+        )
+        self._all.append(_Sums(paths, (one, other)))
+        return self._all[-1]
 
-    def _accumulate(self, which: _Sum, rows: torch.Tensor, threads: ThreadPoolExecutor) -> None:
-        values = which.values
-        assert values is not None  # finish comes last
 
-        def add(begin: int) -> None:
-            values[begin : begin + ROWS].addmm_(rows[:, begin : begin + ROWS].T, rows)
+def _accumulate(sums: _Sums, came: torch.Tensor, meant: torch.Tensor, threads: ThreadPoolExecutor) -> None:
+    assert sums.values is not None  # finish comes last
+    squares, drift = sums.values
+    rows = came.reshape(-1, came.shape[-1]).float().contiguous()
+    off = (meant - came).reshape(rows.shape).float().contiguous()
 
-        for _ in threads.map(add, range(0, rows.shape[1], ROWS)):
-            pass
-        which.rows += len(rows)
+    def add(begin: int) -> None:
+        part = slice(begin, begin + ROWS)
+        squares[part].addmm_(rows[:, part].T, rows)
+        drift[part].addmm_(off[:, part].T, rows)
+
+    for _ in threads.map(add, range(0, rows.shape[1], ROWS)):
+        pass
+    sums.rows += len(rows)
