@@ -16,9 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "reliability.md"
@@ -235,7 +234,7 @@ def page(results: Sequence[Result], kept: dict[str, str]) -> str:
     return "\n".join(
         [
             f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-            f"onnxruntime {onnxruntime.__version__}.",
+            f"onnxruntime {version('onnxruntime')}.",
             "",
             "| | promise | best peer | ours | holds | s |",
             "|---|---|---|---|---|---:|",
