@@ -18,7 +18,7 @@ from bcq.atomic import AtomicFolder
 from bcq.checkpoint import read_json
 from bcq.errors import BcqError, InputError, UsageError
 from bcq.inside import check_unchanged, inner_file
-from bcq.safetensors_read import StoredTensor, read_header, read_tensor
+from bcq.safetensors_read import Header, StoredTensor, read_header, read_tensor
 from bcq.safetensors_write import SPELLING, SafetensorsWriter, TensorSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -85,7 +85,9 @@ def is_adapter(folder: Path) -> bool:
 def read(folder: Path) -> Adapter:
     """See `Adapter.open`."""
     config = _config(folder)
-    stored, notes = _stored(folder)
+    header = open_weights(folder)
+    stored, notes = header.tensors, header.metadata
+    _check_types(folder, stored)
     if notes.get(BASE_HASH_KEY) != config[BASE_HASH_KEY]:
         raise _wrong(
             folder,
@@ -109,9 +111,7 @@ def read(folder: Path) -> Adapter:
             metadata=config["metadata"],
         )
     except BcqError as fault:
-        code = (
-            "E102" if isinstance(fault, UsageError) else fault.code
-        )  # its name is the file's, not the user's
+        code = "E102" if isinstance(fault, UsageError) else fault.code  # the file's word, not the user's
         raise InputError(code, f"{folder}: {fault.message}", fault.hint) from fault
 
 
@@ -139,14 +139,19 @@ def _config(folder: Path) -> dict[str, Any]:
     if _HASH.fullmatch(config[BASE_HASH_KEY]) is None:
         raise _wrong(folder, BASE_HASH_KEY, config[BASE_HASH_KEY], "64 hex digits")
     for name in ("matrices", "dense"):
-        if not all(isinstance(entry, str) for entry in config[name]) or len(set(config[name])) < len(
-            config[name]
-        ):
+        names = config[name]
+        if not all(isinstance(entry, str) for entry in names) or len(set(names)) < len(names):
             raise _wrong(folder, name, config[name], "a list of different names")
     return config
 
 
-def _stored(folder: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
+def open_weights(folder: Path) -> Header:
+    """The tensors of an adapter of any kind; none is read.
+
+    Raises:
+        InputError: E102 more than any adapter needs, E103 damaged, E104 pickle, E107 missing, E108 a link
+            that leaves the folder.
+    """
     file = folder / WEIGHTS_FILE
     if not file.exists() and not file.is_symlink():
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -162,13 +167,18 @@ def _stored(folder: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
     total = sum(entry.nbytes for entry in header.tensors.values())
     if total > MAX_BYTES:
         raise InputError("E102", f"{file} holds {total:,} bytes of tensors, expected at most {MAX_BYTES:,}.")
-    for entry in header.tensors.values():
+    check_unchanged([stamp])
+    return header
+
+
+def _check_types(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    for entry in stored.values():
         if entry.dtype not in SPELLING.values():
             raise InputError(
-                "E302", f"{file}: '{entry.name}' has type {entry.dtype}, expected F16 or F32.", ""
+                "E302",
+                f"{folder}: '{entry.name}' has type {entry.dtype}, expected F16 or F32.",
+                "Copy it again.",
             )
-    check_unchanged([stamp])
-    return header.tensors, header.metadata
 
 
 def _alpha_names(matrices: list[str]) -> dict[str, tuple[str, str]]:

@@ -58,6 +58,8 @@ def export(
     resume: bool = False,
     adapter: str | Path | Adapter | None = None,
     adapters: Sequence[str | Path | Adapter] = (),
+    lora: str | Path | None = None,
+    allow_loss: bool = False,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -72,6 +74,8 @@ def export(
         resume: go on with the matrices that a stopped run of the same output has finished.
         adapter: a task (or its folder) whose values the model shall hold.
         adapters: tasks that the model shall serve, one per request.
+        lora: LoRA checkpoint of PEFT: merged into a dense model, or said with the codes of a base.
+        allow_loss: accept that less than half of the LoRA's change is retained.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
 
@@ -95,6 +99,8 @@ def export(
         resume=resume,
         adapter=adapter,
         adapters=adapters,
+        lora=lora,
+        allow_loss=allow_loss,
     )
 
 

@@ -16,6 +16,7 @@ from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
 from bcq.checkpoint import Checkpoint, read_config, read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
+from bcq.export_lora import ExportLora
 from bcq.export_tasks import ExportTasks
 from bcq.external import check_file
 from bcq.frontends.architectures import architecture_of
@@ -88,6 +89,8 @@ def export(
     resume: bool = False,
     adapter: str | Path | Adapter | None = None,
     adapters: Sequence[str | Path | Adapter] = (),
+    lora: str | Path | None = None,
+    allow_loss: bool = False,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -104,6 +107,9 @@ def export(
         adapter: a task whose values the model shall hold.
         adapters: tasks that the model shall serve, one per request; their tensors become inputs of the graph
             with the base's values as defaults.
+        lora: a LoRA checkpoint of PEFT. A dense model is merged with it and quantized anew; a base keeps its
+            codes and gets the factors that come closest.
+        allow_loss: accept that less than half of the LoRA's change is retained.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
@@ -113,6 +119,7 @@ def export(
             replace the source.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
+        ParityFailure: E503 when too little of a LoRA's change is retained.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
@@ -120,7 +127,10 @@ def export(
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
     tasks = ExportTasks.open(adapter, adapters, output)
-    _check_tasks(tasks, opened)
+    change = None if lora is None else ExportLora.open(lora, allow_loss)
+    _check_tasks(tasks, opened, change)
+    if change is not None and isinstance(opened, QuantizedBase):
+        tasks = change.baked(opened, tasks)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     finished = Finished(output, resume)
     with AtomicFolder(output, finished) as folder:
@@ -131,7 +141,7 @@ def export(
             kind, packed = "graph", _export_file(opened, folder, chosen, progress, graph, finished)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
-                base = _quantized(opened, Path(temporary) / "base", options, progress, finished)
+                base = _quantized(opened, Path(temporary) / "base", options, progress, finished, change)
                 tasks.check_fits(base)
                 kind, packed = _export_base(base, folder, progress, graph, tasks)
         _check_share(packed, allow_partial)
@@ -206,22 +216,32 @@ def _check_tools(source: Source) -> None:
         library_path()
 
 
-def _check_tasks(tasks: ExportTasks, source: Source) -> None:
+def _check_tasks(tasks: ExportTasks, source: Source, change: ExportLora | None) -> None:
     """Refuses what does not fit before any work, as far as that is known."""
     if isinstance(source, QuantizedBase):
         tasks.check_fits(source)
-    elif tasks.all and _is_graph(source):
+    elif (tasks.all or change is not None) and _is_graph(source):
         raise UsageError(
-            "E203", f"{source} has no base that an adapter could be bound to.", "Export a quantized base."
+            "E203", f"{source} has no names that an adapter could fit.", "Export a base or a model folder."
         )
 
 
 def _quantized(
-    model: Path, folder: Path, options: QuantizeOptions | None, progress: Progress, finished: Finished
+    model: Path,
+    folder: Path,
+    options: QuantizeOptions | None,
+    progress: Progress,
+    finished: Finished,
+    change: ExportLora | None,
 ) -> QuantizedBase:
     from bcq.quantize import quantize
 
-    return quantize(model, folder, options, progress=progress, finished=finished)
+    if change is None:
+        return quantize(model, folder, options, progress=progress, finished=finished)
+    with change.merged(model, folder.parent) as merged:
+        base = quantize(merged, folder, options, progress=progress, finished=finished)
+    change.check(base, model)
+    return base
 
 
 def _known_level(accuracy_level: int) -> int:

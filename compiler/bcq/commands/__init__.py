@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from bcq.commands import bench, demo, doctor, export, import_, inspect, quantize, run, tune, verify
+from bcq.commands import adapt, bench, demo, doctor, export, import_, inspect, quantize, run, tune, verify
 from bcq.commands import eval as evaluate
 
-VERBS = (doctor, inspect, quantize, import_, tune, export, verify, run, evaluate, bench, demo)
+VERBS = (doctor, inspect, quantize, import_, tune, adapt, export, verify, run, evaluate, bench, demo)

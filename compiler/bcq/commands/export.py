@@ -58,6 +58,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="tasks that one model shall serve, swapped per request",
     )
     verb.add_argument(
+        "--lora",
+        type=Path,
+        metavar="DIR",
+        help="LoRA checkpoint of PEFT: merged into a dense MODEL, or said with the codes of a base",
+    )
+    verb.add_argument(
+        "--allow-loss", action="store_true", help="accept less than half of the LoRA's change retained"
+    )
+    verb.add_argument(
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
     add_quantize_options(verb)
@@ -82,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         adapter=arguments.adapter,
         adapters=arguments.adapters,
+        lora=arguments.lora,
+        allow_loss=arguments.allow_loss,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
@@ -96,6 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _by_name(arguments: argparse.Namespace) -> list[str]:
-    """The words of the command, of adapters only their last names: their places change nothing."""
-    places = {arguments.adapter, *arguments.adapters} - {None}
+    """The words of the command; of adapters and a LoRA only their last names: places change nothing."""
+    places = {arguments.adapter, *arguments.adapters, arguments.lora} - {None}
     return [Path(word).resolve().name if Path(word) in places else word for word in arguments.words]
