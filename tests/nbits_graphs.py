@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from foreign import Grid, stream
 
@@ -106,4 +106,6 @@ def run(path: Path, given: Feeds) -> NDArray[Any]:
     return np.asarray(session.run(None, given)[0])
 
 
-FLOAT = TensorProto.FLOAT
+def normal(*shape: int) -> NDArray[np.float32]:
+    """Standard normal values."""
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)

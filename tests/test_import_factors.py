@@ -170,8 +170,9 @@ def restored(weight: BcqWeight, blocks: Blocks) -> NDArray[np.float64]:
         zeros = unpack_fields(blocks.zeros, blocks.bits, count)
     elif blocks.zeros is not None:
         zeros = blocks.zeros
-    dense = (levels - zeros[..., None]) * blocks.scales[..., None]
-    return dense.reshape(weight.rows, -1)[:, : weight.inputs]
+    dense: NDArray[np.float64] = (levels - zeros[..., None]) * blocks.scales[..., None]
+    whole: NDArray[np.float64] = dense.reshape(weight.rows, -1)
+    return whole[:, : weight.inputs]
 
 
 @pytest.mark.parametrize(

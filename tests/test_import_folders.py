@@ -176,7 +176,8 @@ class Planes:
         total = np.zeros(self.signs.shape[1:], np.float32)
         for plane in range(bits):
             total += self.alpha[bits][group_of, plane].T.astype(np.float32) * self.signs[plane]
-        return total + self.beta[bits][group_of].T.astype(np.float32)
+        total += self.beta[bits][group_of].T.astype(np.float32)
+        return total
 
 
 def plane_model(folder: Path, pack: Callable[[Planes], Tensors], precisions: tuple[int, ...]) -> Any:
@@ -185,7 +186,7 @@ def plane_model(folder: Path, pack: Callable[[Planes], Tensors], precisions: tup
     def change(name: str, values: NDArray[Any]) -> Tensors | None:
         if "embed" in name or "lm_head" in name:
             return None
-        matrices[name] = Planes(*values.shape, precisions, len(matrices))
+        matrices[name] = Planes(values.shape[0], values.shape[1], precisions, len(matrices))
         stem = name.removesuffix(".weight")
         return {f"{stem}.{part}": tensor for part, tensor in pack(matrices[name]).items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 
 import onnx_ir as ir
 
@@ -22,6 +23,7 @@ from bcq.passes.work import Matrix, Reading, Work
 from bcq.resume import Finished
 
 KIND = "matmulnbits"
+_ADDED = re.compile(r"(_Q\d+(G\d+)?|\.qweight|_quantized)$")
 
 
 class NbitsSource:
@@ -76,10 +78,16 @@ def find_nbits(model: ir.Model, work: Work) -> None:
             continue
         matrix = read_node(node, model.graph)
         work.source.add(matrix)
-        ref = MatrixRef(naming.name_after(node), matrix.rows, matrix.inputs, False, matrix.levels, (KIND,))
+        ref = MatrixRef(_name(node, matrix), matrix.rows, matrix.inputs, False, matrix.levels, (KIND,))
         reading = Reading(node, KIND, matrix.dtype)
         size = 4 * matrix.rows * matrix.inputs
         work.matrices.append(Matrix(ref, [reading], [], size, matrix.tensors()))
+
+
+def _name(node: ir.Node, matrix: NbitsMatrix) -> str:
+    """By the path of the node where it has one, else by the tensor without what a quantizer has added."""
+    stored = _ADDED.sub("", matrix.levels.name or "")
+    return naming.name_after(node) if "/" in (node.name or "") or naming.is_nameless(stored) else stored
 
 
 def rewrite_nbits(model: ir.Model, work: Work) -> None:
