@@ -16,12 +16,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bcq.bench.contenders import bcq
 from bcq.runtime import default_options, session
 from nodes import Array
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 ROWS, INPUTS, NODES, BITS, GROUP = 200, 416, 4, 3, 64
 MOST_GROWTH = 2**20  # bytes of resident memory that reloads may add
@@ -65,23 +69,30 @@ def sessions_on_one_file(model: Path, sessions: int, runs: int) -> Runs:
     """``runs`` calls in all of ``sessions`` sessions that map the same weights, a thread each."""
 
     def opened(_: int) -> Callable[[Array], list[Array]]:
-        options = default_options()
-        options.intra_op_num_threads = 1
-        own = session(model, options)
+        own = session(model, one_thread())
         return lambda a: own.run(None, {"A": a})
 
     return _at_once(sessions, runs, opened)
 
 
-def load_cycles(model: Path, cycles: int) -> Cycles:
-    """Opens, runs and closes a session ``cycles`` times after a settling share of that number."""
-    a = np.ones((1, INPUTS), np.float32)
+def one_thread() -> onnxruntime.SessionOptions:
+    """Fresh options of a session that starts no threads."""
     options = default_options()
     options.intra_op_num_threads = 1
+    return options
+
+
+def load_cycles(model: Path, cycles: int) -> Cycles:
+    """Opens, runs and closes a session ``cycles`` times after a settling share of that number.
+
+    Every second one has session options of its own, the others share theirs.
+    """
+    a = np.ones((1, INPUTS), np.float32)
+    shared = one_thread()
 
     def cycle(times: int) -> tuple[int, int]:
-        for _ in range(times):
-            session(model, options).run(None, {"A": a})
+        for number in range(times):
+            session(model, shared if number % 2 else one_thread()).run(None, {"A": a})
         gc.collect()
         give_back_what_is_free()
         return resident_bytes(), sum(1 for _ in Path("/proc/self/fd").iterdir())
