@@ -25,6 +25,7 @@ from bcq.lora import Lora, find_name
 from bcq.merge import retained_by, write_merged
 from bcq.packing import unpack
 from tiny_adapters import tiny_base
+from tiny_models import save
 
 C_FC = "transformer.h.0.mlp.c_fc"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "fan_in_fan_out": True, "bias": "none"}
@@ -66,8 +67,6 @@ def test_a_checkpoint_of_peft_is_merged_as_peft_merges_it(kind: str, tmp_path: P
     peft = pytest.importorskip("peft", reason="peft is not installed")
     import torch
     import transformers
-
-    from tiny_models import save
 
     model_folder = save(kind, tmp_path / "model")
     dense = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
@@ -189,6 +188,25 @@ def test_export_merges_into_a_dense_model_and_bakes_into_a_base(tmp_path: Path) 
     outputs = [bcq.load(tmp_path / name).generate([3, 4, 5], 12) for name in ("dense", "baked", "plain")]
     assert len({tuple(output) for output in outputs}) == 3
     assert not list(tmp_path.glob("**/.merged-*"))
+
+
+def test_quantize_merges_first_and_leaves_nothing_else(tmp_path: Path) -> None:
+    model = save("gpt2", tmp_path / "model")
+    lora = write(tmp_path / "lora", pair(C_FC, 64, 256))
+    words = ["quantize", str(model), "--lora", str(lora), "--bits", "3", "--group-size", "32", "--quiet"]
+    assert main([*words, "-o", str(tmp_path / "base")]) == 0
+    assert main([*words, "-o", str(tmp_path / "again"), "--resume"]) == 0
+    (tmp_path / "merged" / "model").mkdir(parents=True)
+    write_merged(model, Lora.open(lora), tmp_path / "merged" / "model")
+    direct = bcq.quantize(tmp_path / "merged" / "model", bits=3, group_size=32)
+    for name in ("base", "again"):
+        assert QuantizedBase.open(tmp_path / name).base_hash == direct.base_hash
+        files = {path.name for path in (tmp_path / name).iterdir()}
+        assert files == {path.name for path in direct.folder.iterdir()}
+        command = json.loads((tmp_path / name / "MANIFEST.json").read_text())["command"]
+        assert command[:4] == ["bcq", "quantize", "model", "--lora"]
+        assert command[4] == "lora"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "lora", "base", "again", "merged"}
 
 
 @pytest.mark.parametrize(

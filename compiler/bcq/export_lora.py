@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bcq.atomic import AtomicFolder, check_apart
+from bcq.base import QuantizedBase
 from bcq.errors import UsageError
 from bcq.lora import Lora
+from bcq.resume import Finished
 
 if TYPE_CHECKING:
-    from bcq.base import QuantizedBase
     from bcq.export_tasks import ExportTasks
 
 NAME = "lora"  # of the adapter that a base gets
@@ -68,3 +70,32 @@ class ExportLora:
         if not self.allow_loss:
             check_retained(found)
         return replace(tasks, baked=adapter)
+
+
+def quantize_merged(
+    model: Path, change: ExportLora, output: Path, resume: bool = False, **settings: Any
+) -> QuantizedBase:
+    """Quantizes a model with a LoRA's change; the output appears when enough of it is retained.
+
+    Args:
+        model: Hugging Face folder.
+        change: the LoRA.
+        output: as in `bcq.quantize.quantize`.
+        resume: as there.
+        **settings: further arguments of that function.
+
+    Raises:
+        BcqError: as `bcq.quantize.quantize`, `bcq.merge.write_merged` and `ExportLora.check`.
+    """
+    from bcq.quantize import quantize
+
+    check_apart(model, output)
+    finished = Finished(output, resume)
+    with AtomicFolder(output, finished) as folder:
+        with change.merged(model, folder) as merged:
+            base = quantize(merged, folder / ".base", finished=finished, **settings)
+        change.check(base, model)
+        for path in sorted((folder / ".base").iterdir()):
+            path.rename(folder / path.name)
+        (folder / ".base").rmdir()
+    return QuantizedBase.open(output)

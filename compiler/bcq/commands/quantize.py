@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcq.commands.calibrating import (
     add_calibration_options,
@@ -28,6 +28,7 @@ EXAMPLES = """\
   bcq quantize models/gpt2 -o base --dry-run
   bcq quantize models/gpt2 -o base --bits 2 --calibrate wiki.txt --workers 4
   bcq quantize models/gpt2 -o base --calibrate texts/ --scheduler tcp://10.0.0.1:8786
+  bcq quantize models/gpt2 -o base --lora my-lora  # a PEFT checkpoint, merged first
   bcq quantize models/gpt2 -o base --resume        # after a kill, an empty battery or a full disk"""
 
 
@@ -39,6 +40,12 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("--dry-run", action="store_true", help="list what would happen and write nothing")
     verb.add_argument(
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
+    )
+    verb.add_argument(
+        "--lora", type=Path, metavar="DIR", help="LoRA checkpoint of PEFT, merged into the model first"
+    )
+    verb.add_argument(
+        "--allow-loss", action="store_true", help="accept less than half of the LoRA's change retained"
     )
     add_quantize_options(verb)
     add_calibration_options(verb)
@@ -52,18 +59,24 @@ def run(arguments: argparse.Namespace) -> int:
         return show_plan(arguments, arguments.model, options)
     from bcq import report
     from bcq.checkpoint import SINGLE
-    from bcq.quantize import quantize
 
     began = time.monotonic()
-    quantize(
-        arguments.model,
-        arguments.output,
-        options,
-        progress=progress(arguments),
-        command=["bcq", *without_places(recorded(arguments.words, arguments.model))],
-        resume=arguments.resume,
-        calibration=calibration,
-    )
+    settings: dict[str, Any] = {
+        "options": options,
+        "progress": progress(arguments),
+        "command": ["bcq", *_words(arguments)],
+        "resume": arguments.resume,
+        "calibration": calibration,
+    }
+    if arguments.lora is None:
+        from bcq.quantize import quantize
+
+        quantize(arguments.model, arguments.output, **settings)
+    else:
+        from bcq.export_lora import ExportLora, quantize_merged
+
+        change = ExportLora.open(arguments.lora, arguments.allow_loss)
+        quantize_merged(arguments.model, change, arguments.output, **settings)
     matrices = report.read_report(arguments.output) or []
     size = (arguments.output / SINGLE).stat().st_size
     summary = report.summarize(matrices, size, time.monotonic() - began)
@@ -78,3 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
         text += "\n" + calibration_text(data["calibration"])
     emit(arguments, data, text, result=False)
     return 0
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """The words of the command for the manifest, without places."""
+    words = without_places(recorded(arguments.words, arguments.model))
+    return [Path(word).resolve().name if Path(word) == arguments.lora else word for word in words]
