@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bcq.exported import ExportedWeights
 from bcq.fused import NOTE
 from bcq.importers.run import NBITS, import_model
 from bcq.integrity import check_integrity
+from bcq.manifest import check_manifest
 from bcq.parity import verify
 from bcq.runtime import session
 from foreign import Grid
@@ -237,6 +239,22 @@ def test_a_uniform_export_of_three_bits_goes_back_and_its_look_up_becomes_dense(
     dense = [row for row in result.rows if row.bits is None]
     assert [row.name for row in dense] == ["table"]
     assert "look-up" in dense[0].reason
+
+
+def test_a_decoder_that_goes_back_keeps_what_genai_wants_but_the_library(tmp_path: Path) -> None:
+    source = graphs.save(graphs.model(Grid(64, 256, symmetric=True), "absent"), tmp_path / "in/model.onnx")
+    import_model(source, tmp_path / "out")
+    session_options = {"custom_ops_library": "libbcq_ops.so", "provider_options": []}
+    described = {"model": {"decoder": {"filename": "model.onnx", "session_options": session_options}}}
+    (tmp_path / "out/genai_config.json").write_text(json.dumps(described))
+    (tmp_path / "out/config.json").write_text('{"model_type": "gpt2", "quantization_config": {}}')
+    (tmp_path / "out/tokenizer.json").write_text("{}")
+    import_model(tmp_path / "out", tmp_path / "back", target=NBITS)
+    made = json.loads((tmp_path / "back/genai_config.json").read_text())
+    assert made["model"]["decoder"]["session_options"] == {"provider_options": []}
+    assert json.loads((tmp_path / "back/config.json").read_text()) == {"model_type": "gpt2"}
+    assert check_manifest(tmp_path / "back") == []
+    assert (tmp_path / "back/tokenizer.json").is_file()
 
 
 def test_free_alphas_do_not_go_back_and_the_first_node_is_named(tmp_path: Path) -> None:

@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from bcq import passes, report
 from bcq.atomic import AtomicFolder, check_apart
+from bcq.checkpoint import read_config, read_json
 from bcq.errors import UnsupportedError
 from bcq.external import check_file
 from bcq.frontends import onnx_file
+from bcq.genai import CONFIG_FILE
 from bcq.importers.from_nbits import PIPELINE, NbitsSource
 from bcq.importers.nbits import is_nbits
 from bcq.importers.result import ImportedMatrix
 from bcq.importers.to_nbits import rewrite
-from bcq.inside import check_unchanged
+from bcq.inside import check_unchanged, inner_file
 from bcq.manifest import write_manifest
 from bcq.model_check import check_model
 from bcq.progress import Progress
+from bcq.quantize import check_side_files, copy_side_files
 from bcq.resume import Finished
 from bcq.write import write_model
 
@@ -85,6 +90,9 @@ def unpack_graph(
     """
     check_apart(source, output)
     check_model(source)
+    if (source.parent / CONFIG_FILE).is_file():
+        inner_file(source.parent / CONFIG_FILE, source.parent, "it would be copied")
+        check_side_files(source.parent)
     stamps = check_file(source)
     with AtomicFolder(output) as folder:
         model = onnx_file.load(source)
@@ -92,6 +100,20 @@ def unpack_graph(
         write_model(model, folder / _MODEL)
         text = report.report_json(records, {"made_of": "bcq"})
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
+        _copy_companions(source.parent, folder)
         write_manifest(folder, command, 0)
         check_unchanged(stamps)
     return [ImportedMatrix(record.name, record.bits) for record in records if record.bits is not None]
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    """What onnxruntime-genai wants beside an exported decoder, without the library that is not needed now."""
+    if not (source / CONFIG_FILE).is_file():
+        return
+    copy_side_files(source, target)
+    described, config = read_json(source / CONFIG_FILE), read_config(source)
+    with contextlib.suppress(KeyError, TypeError):  # a folder that has none is as good
+        del described["model"]["decoder"]["session_options"]["custom_ops_library"]
+    config.pop("quantization_config", None)
+    for name, content in ((CONFIG_FILE, described), ("config.json", config)):
+        (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ def rewrite(model: ir.Model, progress: Progress) -> list[MatrixRecord]:
     if any(_activation(node) is None for node in nodes):
         common.ShapeInferencePass()(model)
     taken, records = naming.value_names(model), []
-    progress.start("unpack", len(nodes))
+    progress.start("import", len(nodes))
     for node in nodes:
         record = _rewrite_node(model, node, taken)
         records.append(record)
