@@ -13,6 +13,8 @@ namespace bcq {
 namespace {
 
 constexpr int64_t kPanelPairs = 8;
+// Up to so many rows of A, tables are few: then one pair of tiles comes after the other and its codes stream.
+constexpr int64_t kFewRows = 8;
 
 // What the rows of a set have of one block.
 struct RowBlocks {
@@ -151,8 +153,9 @@ void run_panel(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set
 
 template <typename Method, typename Order>
 void run_many(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t begin_tile, int64_t end_tile) {
-  for (int64_t begin = begin_tile; begin < end_tile; begin += 2 * kPanelPairs) {
-    const int64_t end = end_tile - begin < 2 * kPanelPairs ? end_tile : begin + 2 * kPanelPairs;
+  const int64_t at_once = set.count <= kFewRows ? 2 : 2 * kPanelPairs;
+  for (int64_t begin = begin_tile; begin < end_tile; begin += at_once) {
+    const int64_t end = end_tile - begin < at_once ? end_tile : begin + at_once;
     run_panel<Method, Order>(p, plan, set, {begin, end});
   }
 }

@@ -18,13 +18,17 @@ struct PairIndexes {
   LineNibbles b;
 };
 
-inline LineNibbles nibbles_of(const Line& bytes) { return {split(bytes.x), split(bytes.y)}; }
+template <typename Order>
+inline LineNibbles nibbles_of(const uint32_t* line) {
+  const typename Order::Line bytes = Order::hold(line);
+  return {Order::x(bytes), Order::y(bytes)};
+}
 
 template <typename Order>
 inline PairIndexes pair_indexes(const uint32_t* a, const uint32_t* b, int64_t ahead) {
   _mm_prefetch(reinterpret_cast<const char*>(a + ahead), _MM_HINT_T0);
   _mm_prefetch(reinterpret_cast<const char*>(b + ahead), _MM_HINT_T0);
-  return {nibbles_of(Order::load(a)), nibbles_of(Order::load(b))};
+  return {nibbles_of<Order>(a), nibbles_of<Order>(b)};
 }
 
 // Tables of a chunk lie table_bytes apart.

@@ -60,7 +60,7 @@ struct OneLineTwoTables {
   int64_t stride;  // from a chunk's tables to the next one's
 
   [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
-    auto&& line = source.line(chunk);
+    auto line = source.line(chunk);
     const int64_t at = chunk * stride;
     const Two x = both(Source::x(line), at, sums);
     return average(x, both(Source::y(line), at + 64, sums));
@@ -87,20 +87,19 @@ inline Two look_up_two(const uint8_t* even, const Nibbles& a, const Nibbles& b, 
 }
 
 // Two index streams and one table: two tiles of T8. A table is loaded once for both.
-template <typename Order>
+template <typename Source>
 struct TwoLinesOneTable {
-  FromCodes<Order> source_a;
-  FromCodes<Order> source_b;
+  Source source_a;
+  Source source_b;
   const uint8_t* table;
   int64_t stride;
 
   [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
     const uint8_t* at = table + chunk * stride;
-    Line a = source_a.line(chunk);
-    Line b = source_b.line(chunk);
-    const Two x = look_up_two(at, split(a.x), split(b.x), sums);
-    asm("" : "+x"(a.y), "+x"(b.y));  // Y is split only when X is done with, which saves registers
-    return average(x, look_up_two(at + 64, split(a.y), split(b.y), sums));
+    auto a = source_a.line(chunk);
+    auto b = source_b.line(chunk);
+    const Two x = look_up_two(at, Source::x(a), Source::x(b), sums);
+    return average(x, look_up_two(at + 64, Source::y(a), Source::y(b), sums));
   }
 };
 
