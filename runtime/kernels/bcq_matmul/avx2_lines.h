@@ -19,15 +19,17 @@ struct Nibbles {
   __m256i odd;
 };
 
-inline __m256i low_nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(0x0f)); }
+inline __m256i nibble() { return _mm256_set1_epi8(0x0f); }
 
-inline Nibbles split(__m256i bytes) { return {low_nibbles(bytes), low_nibbles(_mm256_srli_epi16(bytes, 4))}; }
+inline Nibbles split(__m256i bytes) {
+  return {_mm256_and_si256(bytes, nibble()), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble())};
+}
 
 // The same from memory, read twice: where registers are short, GCC 12 would rather send what it has read over the stack.
 inline Nibbles split(const __m256i* bytes) {
   __m256i even;
-  asm("vpand %1, %2, %0" : "=x"(even) : "m"(*bytes), "x"(_mm256_set1_epi8(0x0f)));
-  return {even, low_nibbles(_mm256_srli_epi16(_mm256_load_si256(bytes), 4))};
+  asm("vpand %1, %2, %0" : "=x"(even) : "m"(*bytes), "x"(nibble()));
+  return {even, _mm256_and_si256(_mm256_srli_epi16(_mm256_load_si256(bytes), 4), nibble())};
 }
 
 // Each order says what to hold of a line, and gives the indexes of its X and then of its Y, with rows in the order 0-3,
