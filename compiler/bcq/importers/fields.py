@@ -27,13 +27,17 @@ def unpack_fields(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint
         uint8 ``[..., count]``.
     """
     little = np.ascontiguousarray(words, words.dtype.newbyteorder("<"))
-    stream = np.unpackbits(little.view(np.uint8), axis=-1, bitorder="little", count=bits * count)
-    return np.packbits(stream.reshape(*stream.shape[:-1], count, bits), axis=-1, bitorder="little")[..., 0]
+    octets = little.view(np.uint8)
+    if 8 % bits == 0:  # no field crosses a byte
+        fields = np.stack([(octets >> place) & (2**bits - 1) for place in range(0, 8, bits)], axis=-1)
+        return np.ascontiguousarray(fields.reshape(*octets.shape[:-1], -1)[..., :count])
+    stream = np.unpackbits(octets, axis=-1, bitorder="little", count=bits * count)
+    return _join(stream.reshape(*stream.shape[:-1], count, bits))
 
 
 def pack_fields(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Inverse of :func:`unpack_fields` into bytes ``[..., ceil(count * bits / 8)]``, padded with zeros."""
-    stream = np.unpackbits(values[..., None], axis=-1, bitorder="little", count=bits)
+    stream = np.stack([(values >> bit) & 1 for bit in range(bits)], axis=-1)
     return np.packbits(stream.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
 
 
@@ -52,7 +56,12 @@ def planes_of(values: NDArray[np.uint8], bits: int) -> Words:
 
 def values_of(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Inverse of :func:`planes_of` on unpacked bits ``[q, N, K]``: uint8 ``[N, K]``."""
-    values = np.zeros(planes.shape[1:], np.uint8)
-    for plane in planes:
-        values = (values << 1) | plane
+    return _join(np.moveaxis(planes[::-1], 0, -1))
+
+
+def _join(bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Numbers from their bits, the lowest first, along the last axis; a plane at a time, as bits are many."""
+    values: NDArray[np.uint8] = bits[..., 0].copy()
+    for place in range(1, bits.shape[-1]):
+        values |= bits[..., place] << np.uint8(place)
     return values
