@@ -316,10 +316,22 @@ def test_training_that_diverges_says_so(base: QuantizedBase, tmp_path: Path) -> 
     assert caught.value.code == "E106"
 
 
-def test_every_pass_is_a_permutation() -> None:
-    drawn = [i for batch in batches(10, TuneOptions(batch_size=4, seed=3), 5) for i in batch]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
+def test_every_pass_takes_each_example_once() -> None:
+    drawn = [i for batch in batches([1] * 10, TuneOptions(batch_size=4, seed=3), 5) for i in batch]
+    assert sorted(drawn) == sorted([*range(10), *range(10)])
+    assert drawn != [i for batch in batches([1] * 10, TuneOptions(batch_size=4, seed=4), 5) for i in batch]
+    assert list(batches([1, 2, 3], TuneOptions(batch_size=8), 1)) == [[0, 1, 2]]
+
+
+def test_examples_of_like_size_come_together() -> None:
+    sizes = [i % 100 for i in range(1000)]
+    drawn = list(batches(sizes, TuneOptions(batch_size=8), 125))
+    padding = sum(max(sizes[i] for i in batch) * len(batch) for batch in drawn) / sum(sizes)
+    assert sorted(i for batch in drawn for i in batch) == list(range(1000))
+    assert padding < 1.1
+    assert [max(sizes[i] for i in batch) for batch in drawn[:32]] != sorted(
+        max(sizes[i] for i in batch) for batch in drawn[:32]
+    )
 
 
 def test_the_command_trains_and_reports(

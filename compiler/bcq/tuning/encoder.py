@@ -65,6 +65,10 @@ class SimilarityTask:
     def __len__(self) -> int:
         return len(self._examples)
 
+    def sizes(self) -> list[int]:
+        """Letters of each training example."""
+        return [len(e.text) + len(e.answers[0]) for e in self._examples]
+
     def notes(self) -> dict[str, Any]:
         """Nothing that a user of the adapter has to know."""
         return {}
@@ -102,6 +106,10 @@ class DistillTask:
     def __len__(self) -> int:
         return len(self._texts)
 
+    def sizes(self) -> list[int]:
+        """Letters of each training example."""
+        return list(map(len, self._texts))
+
     def notes(self) -> dict[str, Any]:
         """Nothing that a user of the adapter has to know."""
         return {}
@@ -138,6 +146,10 @@ class LabelTask:
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def sizes(self) -> list[int]:
+        """Letters of each training example."""
+        return [len(e.text) for e in self._examples]
 
     def notes(self) -> dict[str, Any]:
         """Labels and head: label = argmax of ``weight @ embedding + bias``."""

@@ -52,6 +52,10 @@ class LanguageTask:
     def __len__(self) -> int:
         return len(self._training)
 
+    def sizes(self) -> list[int]:
+        """Tokens of each training example."""
+        return list(map(len, self._training.tokens))
+
     def notes(self) -> dict[str, Any]:
         """What somebody who uses the adapter has to know."""
         return {"separator": self.separator, **({"labels": self.labels} if self._is_labels else {})}

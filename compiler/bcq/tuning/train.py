@@ -15,12 +15,17 @@ from bcq.tuning.checkpoint import TrainingState
 from bcq.tuning.data import Example
 from bcq.tuning.options import TuneOptions
 
+POOL = 32
+
 
 class Task(Protocol):
     """What the loop needs of a task; examples are those it was made with."""
 
     def __len__(self) -> int:
         """Training examples."""
+
+    def sizes(self) -> list[int]:
+        """How large each training example is, in tokens or letters: like ones make good batches."""
 
     def notes(self) -> dict[str, Any]:
         """What an adapter's metadata says about the task."""
@@ -71,7 +76,7 @@ def train(
     done = state.read() if resume else 0
     losses: list[float] = []
     progress.start("tune", updates - done)
-    for step, indices in enumerate(batches(len(task), options, updates), 1):
+    for step, indices in enumerate(batches(task.sizes(), options, updates), 1):
         if step <= done:
             continue
         for group in optimizer.param_groups:
@@ -98,17 +103,26 @@ def _update(model: Any, task: Task, indices: Sequence[int], optimizer: torch.opt
     return loss.item()
 
 
-def batches(count: int, options: TuneOptions, updates: int) -> Iterator[list[int]]:
-    """Examples of each update: every pass is a permutation that depends on seed and pass alone."""
+def batches(sizes: Sequence[int], options: TuneOptions, updates: int) -> Iterator[list[int]]:
+    """Examples of each update, by the seed alone; every pass takes each example once.
+
+    Within `POOL` batches, examples of like size come together, so that little of the work is padding; then
+    the order of these batches is drawn again.
+    """
+    seeded = torch.Generator().manual_seed(options.seed)
+    batch = min(options.batch_size, len(sizes))
     left: list[int] = []
-    epoch = 0
+    ready: list[list[int]] = []
     for _ in range(updates):
-        while len(left) < min(options.batch_size, count):
-            seeded = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
-            left += torch.randperm(count, generator=seeded).tolist()
-            epoch += 1
-        yield left[: options.batch_size]
-        del left[: options.batch_size]
+        if not ready:
+            while len(left) < batch:
+                left += torch.randperm(len(sizes), generator=seeded).tolist()
+            pool = sorted(left[: POOL * batch], key=sizes.__getitem__)
+            whole = [pool[i : i + batch] for i in range(0, len(pool) - batch + 1, batch)]
+            left = pool[len(whole) * batch :] + left[POOL * batch :]
+            order = torch.randperm(len(whole), generator=seeded).tolist()
+            ready = [whole[i] for i in order]
+        yield ready.pop()
 
 
 def _check_finite(loss: float, step: int, options: TuneOptions) -> None:
