@@ -151,3 +151,17 @@ def test_flips_and_truncations_crash_nothing_and_are_all_seen() -> None:
     counts = flips.run(40)
     assert sum(counts.values()) == 40
     assert {outcome for _, outcome in counts} == {"seen"}
+
+
+def test_an_adapter_is_intact_until_one_of_its_bits_changes(made: Path, tmp_path: Path) -> None:
+    adapter = copy(made / "adapter", tmp_path / "adapter")
+    assert check_integrity(adapter).to_dict() == {"ok": True, "files": 2, "matrices": 0, "faults": []}
+    flip(
+        adapter / "adapter_model.safetensors", 8 * (adapter / "adapter_model.safetensors").stat().st_size - 1
+    )
+    assert check_integrity(adapter).faults == [
+        "adapter_model.safetensors has other content than when it was written."
+    ]
+    (adapter / "MANIFEST.json").unlink()
+    with pytest.raises(InputError, match="E109"):
+        check_integrity(adapter)

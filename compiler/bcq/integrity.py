@@ -11,10 +11,10 @@ from typing import Any
 
 from bcq.checkpoint import SINGLE
 from bcq.errors import BcqError, InputError
-from bcq.kinds import BASE, kind_of, require_export
+from bcq.kinds import ADAPTER, BASE, kind_of, require_export
 from bcq.manifest import NAME, check_manifest, listed_files
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, ADAPTER_FILE = "model.onnx", "adapter_config.json"
 _AGAIN = "Copy the folder, or make it, again."
 
 
@@ -41,19 +41,19 @@ class Integrity:
 
 
 def check_integrity(folder: str | Path) -> Integrity:
-    """Compares an export or a quantized base with its manifest, and its codes with the hashes beside them.
+    """Compares an export, a quantized base or an adapter with its manifest, and codes with their hashes.
 
     Every bit of every file counts: codes, alphas, offsets, dense tensors, graph and tokenizer. The hashes of
     the codes are those of the nodes, or of a base's description; they also tell when somebody wrote a new
     manifest over a changed model. Neither is a signature: who can write both can change everything.
 
     Raises:
-        InputError: E101 when there is no folder, E102 when it is neither an export nor a base, E109 when its
+        InputError: E101 when there is no folder, E102 when it is none of these, E109 when its
             manifest is missing or cannot be read.
     """
     folder = Path(folder)
-    if not (folder / NAME).is_file() and kind_of(folder) != BASE:
-        require_export(folder, "an export or a quantized base")
+    if not (folder / NAME).is_file() and kind_of(folder) not in (BASE, ADAPTER):
+        require_export(folder, "an export, a quantized base or an adapter")
     faults = file_faults(folder)
     matrices = 0
     if not faults:
@@ -107,6 +107,10 @@ def _checked_matrices(folder: Path) -> Iterator[str]:
         for name in base.names():
             base.packed(name)
             yield name
+    elif (folder / ADAPTER_FILE).is_file():
+        from bcq.adapter import Adapter
+
+        Adapter.open(folder)  # it has factors and no codes
     elif find_spec("onnx") and find_spec("onnx_ir"):
         from bcq.exported import ExportedWeights
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bit flips and truncations of every file of an export and a base: no crash, and none that is not found.
+"""Flips and truncations of each file of an export, a base and an adapter: no crash, none that is not found.
 
 ``PYTHONPATH=tests python -m hostile.flips [COUNT]`` prints counts by file and exits with 1 when a case
 crashes or hangs, or when a changed folder passes the integrity check.
@@ -21,12 +21,14 @@ import numpy as np
 
 import bcq
 from bcq import runtime
+from bcq.adapter import Adapter
 from bcq.base import QuantizedBase
 from bcq.errors import BcqError
 from bcq.integrity import check_integrity
 from bcq.write import write_model
 from graphs import model_of, normal
 from hostile.runner import isolated
+from tiny_adapters import task
 from tiny_models import save
 
 COUNT = 1000
@@ -58,13 +60,14 @@ class Change:
 
 
 def make(root: Path) -> list[Path]:
-    """An export of a graph, a base and its export."""
+    """An export of a graph, a base and an adapter of it."""
     model = model_of(_TWO_LAYERS, first=normal(64, 96), second=normal(48, 96), bias=normal(48))
     write_model(model, root / "in.onnx")
     bcq.export(root / "in.onnx", root / "graph", bits=2, method="greedy")
     source = save("bert", root / "model", num_hidden_layers=1)
     bcq.quantize(source, root / "base", bits=2, method="greedy")
-    return [root / "graph", root / "base"]
+    task(QuantizedBase.open(root / "base"), "task", 1).save(root / "adapter")
+    return [root / "graph", root / "base", root / "adapter"]
 
 
 def changes(folders: list[Path], count: int, seed: int = 0) -> Iterator[Change]:
@@ -101,6 +104,8 @@ def _use(folder: Path) -> str:
         session = runtime.session(folder, options)
         session.run(None, {"x": np.ones((2, 64), np.float32)})
         return "ran"
+    if folder.name == "adapter":
+        return f"opened {Adapter.open(folder).count} values"
     base = QuantizedBase.open(folder)
     for name in base.names():
         base.packed(name)
