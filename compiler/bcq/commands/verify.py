@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument(
         "--integrity",
         action="store_true",
-        help="instead, compare each file of an export, base or adapter with its manifest (exit code 3: differs)",
+        help="instead, compare each file of an output with its manifest (exit code 3: differs)",
     )
     verb.set_defaults(run=run)
 
