@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The walk of the AVX-512 look-ups over blocks, tiles and rows of A.
 //
-// One block passes over some tiles before the next block comes: its tables stay in the first-level cache meanwhile, and
-// the outputs of these tiles wait there. The codes of the tiles are as many streams, each read and prefetched in order,
-// which fills more of a core's line buffers than one stream does.
+// One row of A takes one tile after the other, so that its codes are one long stream. For several rows, which compute
+// longer than memory takes, a block passes over some tiles before the next block comes: its tables stay in the
+// first-level cache meanwhile, and the outputs of these tiles wait there.
 #pragma once
 
 #include "kernels/bcq_matmul/avx512_lookups.h"
@@ -12,9 +12,10 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kTilesForOne = 4;  // of one row of A, which waits for memory
+constexpr int64_t kTilesForOne = 1;
 constexpr int64_t kTilesForMany = 16;
-constexpr int64_t kTileWordsAhead = 2048 / sizeof(uint32_t);  // of a tile's codes, to prefetch
+constexpr int64_t kWordsAhead = 6144 / sizeof(uint32_t);      // of codes to prefetch, where they are one stream
+constexpr int64_t kTileWordsAhead = 2048 / sizeof(uint32_t);  // of each tile, where tiles take turns
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -35,7 +36,8 @@ struct Tiles {
 };
 
 // At the end of a tile's codes, what is needed next lies in the tile as many tiles behind.
-inline int64_t tile_words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
+inline int64_t words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
+  if (tiles == 1) return kWordsAhead;
   const bool in_tile = (plan.chunks - block.first_chunk) * chunk_words > kTileWordsAhead;
   return in_tile ? kTileWordsAhead : kTileWordsAhead + (tiles - 1) * plan.chunks * chunk_words;
 }
@@ -48,7 +50,7 @@ __attribute__((noinline)) void add_tiles(const MatMulProblem& p, const LookupPla
   const int64_t bits = known_bits > 0 ? known_bits : p.bits;
   const int64_t chunk_words = bits * kTileRows;
   for (LookupBlock block = block_from(plan, 0, 0, 0); block.chunks > 0; block = next_block(plan, block)) {
-    const int64_t ahead = tile_words_ahead(plan, block, chunk_words, tiles.count);
+    const int64_t ahead = words_ahead(plan, block, chunk_words, tiles.count);
     const uint32_t* line = first_line(p, plan, block, tiles.first);
     float* at = outputs;
     int64_t cell = tiles.first * plan.groups + block.group;
