@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bcq.budget.formats import formats
+from bcq.budget.formats import Format, formats
 from bcq.budget.sensitivity import Sensitivity, Table
 from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, Subject
 from bcq.budget.weight_errors import weight_errors
@@ -27,12 +27,21 @@ def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Pro
         InputError: E106 for a matrix that cannot be solved.
     """
     free = [subject for subject in subjects if subject.fixed is None]
-    table = {}
+    errors = {}
     progress.start("weight errors", len(free))
     for subject in free:
-        errors = weight_errors(subject.read(), formats(subject.inputs), method, subject.name)
-        points = ((1.0, KIND_WEIGHTS[subject.kind]),)
-        table[subject.name] = Sensitivity(subject.rows, subject.inputs, points, errors)
+        errors[subject.name] = weight_errors(subject.read(), formats(subject.inputs), method, subject.name)
         progress.step(subject.name)
     progress.done()
+    return weighted(free, errors)
+
+
+def weighted(subjects: Sequence[Subject], errors: Mapping[str, Mapping[Format, float]]) -> Table:
+    """The table of known weight errors, by name of the matrix."""
+    table = {
+        subject.name: Sensitivity(
+            subject.rows, subject.inputs, ((1.0, KIND_WEIGHTS[subject.kind]),), errors[subject.name]
+        )
+        for subject in subjects
+    }
     return Table(MEASURE, "", table)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a changed model loses on a text, for models with and without logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import tiny_models
+from bcq.budget import measure as measure_module
+from bcq.budget import probe as probe_module
+from bcq.budget.formats import Format
+from bcq.budget.measure import measure
+from bcq.budget.probe import COSINE, KL, Probe
+from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, read_model
+from bcq.plan import QuantizeOptions
+from tiny_tokenizer import save_tokenizer, text
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 64, "vocab_size": 100,
+}  # fmt: skip
+CLASSES = {
+    "BertModel": COSINE,
+    "BertForSequenceClassification": KL,
+    "BertForMaskedLM": KL,
+    "BertForQuestionAnswering": KL,
+}
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens and formats: what is measured is tested, not how well."""
+    monkeypatch.setattr(probe_module, "DECODER_TOKENS", (2, 32))
+    monkeypatch.setattr(probe_module, "OTHER_TOKENS", (2, 32))
+    monkeypatch.setattr(measure_module, "formats", lambda inputs: [Format(2)])
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    (tmp_path / "words.txt").write_text(text(2000), encoding="utf-8")
+    return tmp_path / "words.txt"
+
+
+def bert(name: str, folder: Path) -> Path:
+    config = transformers.BertConfig(**SIZES, initializer_range=0.2)
+    return save_tokenizer(tiny_models.save_model(getattr(transformers, name), config, folder / "model"))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_loss_is_zero_for_the_dense_model_and_grows_with_the_change(
+    name: str, words: Path, tmp_path: Path
+) -> None:
+    probe = Probe(bert(name, tmp_path), words)
+    assert probe.measure == CLASSES[name]
+    assert probe.loss() == pytest.approx(0.0, abs=1e-6)  # cosines of float32 vectors with themselves
+    losses, parameter = [], next(p for n, p in probe.parameters.items() if n.endswith("query.weight"))
+    before, noise = parameter.clone(), torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    for size in (0.05, 0.5):
+        parameter.copy_(before + size * noise)
+        losses.append(probe.loss())
+    assert 1e-6 < losses[0] < losses[1]
+
+
+def test_a_measured_table_has_every_matrix_with_rising_points(words: Path, tmp_path: Path) -> None:
+    folder = bert("BertForMaskedLM", tmp_path)
+    model = read_model(folder, QuantizeOptions())
+    kinds = {subject.name: subject.kind for subject in model.subjects}
+    assert kinds["bert.embeddings.word_embeddings.weight"] == HEAD  # the decoder is tied to it
+    assert kinds["bert.embeddings.position_embeddings.weight"] == EMBEDDING
+    assert kinds["cls.predictions.transform.dense.weight"] == LINEAR
+    table = measure(folder, model.subjects, words, "greedy")
+    assert set(table.matrices) == set(kinds)
+    for entry in table.matrices.values():
+        errors, losses = zip(*entry.points, strict=True)
+        assert list(errors) == sorted(errors)
+        assert list(losses) == sorted(losses)
+    assert measure(folder, model.subjects, words, "greedy") == table
+
+
+def test_conv1d_matrices_are_put_back_as_they_were(words: Path, tmp_path: Path) -> None:
+    folder = save_tokenizer(tiny_models.save("gpt2", tmp_path / "model"))
+    model = read_model(folder, QuantizeOptions(overrides=("wpe=keep", "h.1.*=2")))
+    found = [subject for subject in model.subjects if subject.fixed is None]
+    assert {subject.transposed for subject in found if subject.kind == LINEAR} == {True}
+    table = measure(folder, model.subjects, words, "greedy")
+    assert set(table.matrices) == {subject.name for subject in found}
+    assert table.measure == KL
