@@ -108,7 +108,7 @@ def test_the_report_tells_method_and_calibrated_error(calibrated: Path) -> None:
     assert 0 < attention["calibrated_error"] < attention["relative_error"] < 1
     assert (table["method"], table["calibrated_error"]) == ("multistart", None)
     section = json.loads((calibrated / "config.json").read_text())["quantization_config"]
-    assert section["calibration"] == {"text": "calibration.txt", "windows": 128, "tokens": None}
+    assert section["calibration"] == {"text": "calibration.txt", "windows": None, "tokens": None}
 
 
 def test_without_calibration_the_report_says_nothing_of_it(model: Path, tmp_path: Path) -> None:
@@ -197,25 +197,37 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def test_a_killed_run_goes_on_and_makes_the_same_bytes(model: Path, words: Path, tmp_path: Path) -> None:
-    main(command(model, words, tmp_path / "whole", "--quiet"))
-    words_of_run = [
-        sys.executable,
-        "-m",
-        "bcq.cli",
-        *command(model, words, tmp_path / "base", "--workers", "2"),
-    ]
-    with subprocess.Popen(words_of_run, env=environment(), stderr=subprocess.PIPE, text=True) as run:
+def stopped(words_of_run: list[str], line: str, how: signal.Signals) -> tuple[int, str]:
+    """Stops a command and all that it started when it prints a line; status and last words."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bcq.cli", *words_of_run],
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as run:  # fmt: skip
         assert run.stderr is not None
-        for line in run.stderr:
-            if "quantize 5/10" in line:
-                run.kill()
+        for said in run.stderr:
+            if line in said:
+                os.kill(run.pid, how) if how == signal.SIGKILL else os.killpg(run.pid, how)
                 break
-    assert run.returncode == -signal.SIGKILL
+        rest = run.stderr.read()  # ends when no process of the run is left that could write
+    return run.returncode, rest
+
+
+def test_runs_that_are_stopped_and_killed_go_on_and_make_the_same_bytes(
+    model: Path, words: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    run = command(model, words, tmp_path / "base", "--workers", "2")
+    code, rest = stopped(run, "quantize 4/10", signal.SIGINT)
+    assert (code, rest.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in rest
+    assert [path.name for path in tmp_path.iterdir()] == [".base.resume"]
+    assert stopped([*run, "--resume"], "quantize 7/10", signal.SIGKILL)[0] == -signal.SIGKILL
     assert not (tmp_path / "base").exists()
-    assert main(command(model, words, tmp_path / "base", "--quiet", "--resume", "--workers", "1")) == 0
-    assert contents(tmp_path / "base") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "whole"]
+    assert main([*run, "--quiet", "--resume", "--workers", "1"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    made, expected = contents(tmp_path / "base"), contents(calibrated)
+    assert b"--workers" not in made.pop("MANIFEST.json")
+    assert expected.pop("MANIFEST.json")
+    assert made == expected
 
 
 def test_workers_end_with_the_run_that_started_them() -> None:

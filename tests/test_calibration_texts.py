@@ -90,17 +90,17 @@ def options(
 def test_decoders_get_windows_of_equal_length_over_the_whole_text(tmp_path: Path, config: object) -> None:
     chosen = options(tmp_path, words=2000, windows=40, tokens=16)
     folder = save_tokenizer(tmp_path / "model")
-    found = read_tokens(folder, config, True, chosen)
+    found = read_tokens(folder, config, True, 64, chosen)
     assert found.total == 40 * 16
     rows = np.concatenate(found.batches)
-    everything = read_tokens(folder, config, True, options(tmp_path, windows=1000, tokens=16))
+    everything = read_tokens(folder, config, True, 64, options(tmp_path, windows=1000, tokens=16))
     np.testing.assert_array_equal(rows[-1], np.concatenate(everything.batches)[-1])
     assert (np.concatenate(everything.batches) == 0).sum() > 20  # each document begins with <bos>
     assert all(batch.size <= BATCH_TOKENS for batch in found.batches)
 
 
 def test_encoders_get_lines_without_padding(tmp_path: Path, config: object) -> None:
-    found = read_tokens(save_tokenizer(tmp_path / "model"), config, False, options(tmp_path, tokens=10))
+    found = read_tokens(save_tokenizer(tmp_path / "model"), config, False, 64, options(tmp_path, tokens=10))
     assert {batch.shape[1] for batch in found.batches} <= {
         5,
         10,
@@ -111,16 +111,16 @@ def test_encoders_get_lines_without_padding(tmp_path: Path, config: object) -> N
 def test_the_digest_depends_on_every_id_and_on_the_shape(tmp_path: Path, config: object) -> None:
     folder = save_tokenizer(tmp_path / "model")
     found = {
-        read_tokens(folder, config, True, options(tmp_path, tokens=16)).digest,
-        read_tokens(folder, config, True, options(tmp_path, tokens=32)).digest,
-        read_tokens(folder, config, True, options(tmp_path, tokens=16, seed=1)).digest,
+        read_tokens(folder, config, True, 64, options(tmp_path, tokens=16)).digest,
+        read_tokens(folder, config, True, 64, options(tmp_path, tokens=32)).digest,
+        read_tokens(folder, config, True, 64, options(tmp_path, tokens=16, seed=1)).digest,
     }
     assert len(found) == 3
-    assert read_tokens(folder, config, True, options(tmp_path, tokens=16)).digest in found
+    assert read_tokens(folder, config, True, 64, options(tmp_path, tokens=16)).digest in found
 
 
 def test_a_short_text_is_one_window(tmp_path: Path, config: object) -> None:
-    found = read_tokens(save_tokenizer(tmp_path / "model"), config, True, options(tmp_path, words=40))
+    found = read_tokens(save_tokenizer(tmp_path / "model"), config, True, 64, options(tmp_path, words=40))
     assert [batch.shape for batch in found.batches] == [(1, 41)]
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_tokenized_is_said(tmp_path: Path, config: object) -> Non
     def refused(**changes: object) -> BcqError:
         chosen = options(tmp_path, **changes)  # type: ignore[arg-type]  # numbers
         with pytest.raises(BcqError) as caught:
-            read_tokens(folder, config, True, chosen)
+            read_tokens(folder, config, True, 64, chosen)
         return caught.value
 
     assert "has 0 tokens" in refused(words=0).message
@@ -140,6 +140,12 @@ def test_what_cannot_be_tokenized_is_said(tmp_path: Path, config: object) -> Non
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     assert "no tokenizer" in refused().message
+
+
+def test_wide_matrices_get_more_windows_by_default() -> None:
+    chosen = CalibrationOptions(Path("text.txt"))
+    assert [chosen.windows(512, widest) for widest in (64, 4096, 11008)] == [32, 48, 128]
+    assert CalibrationOptions(Path("text.txt"), 7).windows(512, 11008) == 7
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,22 @@ def test_a_cluster_gives_the_same_results(scheduler: str) -> None:
         assert same(found[one.name], solve_task(one))
 
 
+def test_a_base_made_on_a_cluster_is_the_same(scheduler: str, tmp_path: Path) -> None:
+    import tiny_models
+    from bcq.calibration import CalibrationOptions
+    from bcq.plan import QuantizeOptions
+    from bcq.quantize import quantize
+    from tiny_tokenizer import save_tokenizer, text
+
+    model = save_tokenizer(tiny_models.save("gpt2", tmp_path / "model", n_layer=1))
+    (tmp_path / "text.txt").write_text(text(600))
+    for name, where in (("here", {"workers": 1}), ("there", {"scheduler": scheduler})):
+        chosen = CalibrationOptions(tmp_path / "text.txt", **where)
+        quantize(model, tmp_path / name, QuantizeOptions(bits=2, group_size=32), calibration=chosen)
+    for file in (tmp_path / "here").iterdir():
+        assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes(), file.name
+
+
 def test_an_error_in_a_cluster_comes_back_with_the_name(scheduler: str) -> None:
     with ClusterWorkers(scheduler) as workers, pytest.raises(InputError, match="bad") as caught:
         solved_by(workers, task("bad", moments=np.full((64, 64), np.nan, np.float32)))

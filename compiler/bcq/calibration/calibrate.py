@@ -68,7 +68,8 @@ def calibrate(
     model = any_weightless_model(checkpoint.folder)
     config = model.config.get_text_config()
     decoder = type(model).__name__.endswith(_DECODERS)
-    tokens = read_tokens(checkpoint.folder, config, decoder, options)
+    widest = max((matrix.inputs for matrix in packed.values() if matrix.kind != "embedding"), default=0)
+    tokens = read_tokens(checkpoint.folder, config, decoder, widest, options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
         stack.enter_context(_one_torch_thread())

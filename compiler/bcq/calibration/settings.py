@@ -10,7 +10,9 @@ from typing import Any
 
 from bcq.errors import UsageError
 
-WINDOWS = 128
+MOST_WINDOWS = 128  # unless asked for otherwise
+LEAST_WINDOWS = 32
+TOKENS_AN_INPUT = 6  # of the widest matrix: more changed results by less than their spread
 MOST_TOKENS = 512  # a window, unless asked for otherwise: moments need many tokens, not long contexts
 MOST_WORKERS = 4  # unless asked for otherwise: each holds one matrix and its second moments
 
@@ -22,7 +24,8 @@ class CalibrationOptions:
     Attributes:
         calibrate: text to run the model on: ``.txt`` or ``.jsonl``, also packed (``.xz``, ``.gz``, ``.bz2``),
             or a folder of such files.
-        calibration_windows: windows of text; encoders take lines of as many tokens in all.
+        calibration_windows: windows of text; encoders take lines of as many tokens in all. None is 6 tokens
+            for each input of the widest matrix, 32 to 128 windows.
         calibration_tokens: tokens a window, and the longest line; None is the model's context, at most 512.
         workers: processes that solve matrices, and threads that run the model; None is one a core, at most
             4. The result does not depend on it.
@@ -34,14 +37,15 @@ class CalibrationOptions:
     """
 
     calibrate: Path
-    calibration_windows: int = WINDOWS
+    calibration_windows: int | None = None
     calibration_tokens: int | None = None
     workers: int | None = None
     scheduler: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "calibrate", Path(self.calibrate))
-        _check_least("--calibration-windows", self.calibration_windows, 1)
+        if self.calibration_windows is not None:
+            _check_least("--calibration-windows", self.calibration_windows, 1)
         if self.calibration_tokens is not None:
             _check_least("--calibration-tokens", self.calibration_tokens, 2)
         if self.workers is not None:
@@ -57,6 +61,11 @@ class CalibrationOptions:
     def parallel(self) -> int:
         """How many matrices are solved at a time on this machine."""
         return self.workers or min(MOST_WORKERS, _cores())
+
+    def windows(self, width: int, widest: int) -> int:
+        """How many windows of ``width`` tokens; ``widest`` is the largest K of the model."""
+        enough = -(-TOKENS_AN_INPUT * widest // width)
+        return self.calibration_windows or min(MOST_WINDOWS, max(LEAST_WINDOWS, enough))
 
     def described(self) -> dict[str, Any]:
         """What decides the result, for ``config.json``: not where it was computed."""

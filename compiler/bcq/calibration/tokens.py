@@ -42,7 +42,9 @@ class TokenBatches:
         return sum(batch.size for batch in self.batches)
 
 
-def read_tokens(folder: Path, config: Any, decoder: bool, options: CalibrationOptions) -> TokenBatches:
+def read_tokens(
+    folder: Path, config: Any, decoder: bool, widest: int, options: CalibrationOptions
+) -> TokenBatches:
     """Reads, tokenizes and cuts the calibration text.
 
     Decoders get windows of equal length, spread evenly over the text, each document after the token that
@@ -52,6 +54,7 @@ def read_tokens(folder: Path, config: Any, decoder: bool, options: CalibrationOp
         folder: of the model, with its tokenizer.
         config: the model's transformers configuration.
         decoder: whether the model continues text.
+        widest: largest K of its matrices; the default number of windows depends on it.
         options: text, number and length of windows.
 
     Raises:
@@ -63,13 +66,13 @@ def read_tokens(folder: Path, config: Any, decoder: bool, options: CalibrationOp
 
     tokenizer = load_tokenizer(folder)
     width = _width(config, tokenizer, options.calibration_tokens)
-    wanted = options.calibration_windows * width
-    texts = list(_limited(documents(options.calibrate), wanted * _CHARACTERS))
+    count = options.windows(width, widest)
+    texts = list(_limited(documents(options.calibrate), count * width * _CHARACTERS))
     with quiet():  # tokenizers warn about texts that are longer than the context
         if decoder:
-            batches = _windows(tokenizer, texts, width, options)
+            batches = _windows(tokenizer, texts, width, count, options)
         else:
-            batches = _sentences(tokenizer, texts, width, wanted, options)
+            batches = _sentences(tokenizer, texts, width, count * width, options)
     largest, vocabulary = max(int(batch.max()) for batch in batches), int(config.vocab_size)
     if largest >= vocabulary:
         raise InputError(
@@ -121,7 +124,9 @@ def _limited(texts: Iterator[str], characters: int) -> Iterator[str]:
             return
 
 
-def _windows(tokenizer: Any, texts: list[str], width: int, options: CalibrationOptions) -> list[Ids]:
+def _windows(
+    tokenizer: Any, texts: list[str], width: int, count: int, options: CalibrationOptions
+) -> list[Ids]:
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     start = [] if begin is None else [begin]
     ids = [token for text in texts for token in (*start, *tokenizer.encode(text, add_special_tokens=False))]
@@ -129,7 +134,7 @@ def _windows(tokenizer: Any, texts: list[str], width: int, options: CalibrationO
     width = min(width, len(ids))
     whole = len(ids) // width
     rows = np.asarray(ids[: whole * width], np.int64).reshape(whole, width)
-    return _batched(rows[_spread(whole, options.calibration_windows)])
+    return _batched(rows[_spread(whole, count)])
 
 
 def _sentences(

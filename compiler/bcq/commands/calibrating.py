@@ -32,7 +32,12 @@ def add_calibration_options(verb: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text like what the model will see: .txt or .jsonl (also .xz, .gz, .bz2), or a folder of these",
     )
-    add("--calibration-windows", type=int, metavar="N", help="windows of text (default 128)")
+    add(
+        "--calibration-windows",
+        type=int,
+        metavar="N",
+        help="windows of text (default: enough for the widest matrix)",
+    )
     add(
         "--calibration-tokens",
         type=int,
