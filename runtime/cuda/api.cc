@@ -21,6 +21,9 @@ size_t element_size(int type) { return type == BCQ_CUDA_FLOAT32 ? 4 : 2; }
 
 // Why a kernel that a program names does not take a problem.
 const char* refuse(const Kernel& kernel, const BcqCudaMatMul& p, int sm) {
+  if (all_units(layout_of(p.K, p.N, p.group_size, p.bits), (p.N + kTileRows - 1) / kTileRows) >= kMostUnits) {
+    return message("%s: takes at most 2^34 words of codes", kernel.name);
+  }
   const bool generic = &kernel == find("generic"), digits = &kernel == find("digits");
   if (generic) return nullptr;
   if (p.planes > kMostPlanesOfTiles) return message("%s: takes at most four planes", kernel.name);

@@ -54,7 +54,7 @@ struct DigitScale {
   float to;
   float back;
 };
-BCQ_HD DigitScale digit_scale(int largest_bits) {
+BCQ_DEVICE DigitScale digit_scale(int largest_bits) {
   const int exponent = largest_bits >> 23;
   if (exponent == 255) return {0.0f, 0.0f, simt::as_float(0x7fc00000u)};
   const int used = exponent < 1 ? 1 : exponent;
@@ -66,10 +66,10 @@ BCQ_HD DigitScale digit_scale(int largest_bits) {
 }
 
 // The four signed digits of an integer, one in each byte; with the bytes' own offset still on they add up as they stand.
-BCQ_HD uint32_t offset_digits(int v, int r) { return (uint32_t(v) << (7 - r)) + 0x80808080u; }
-BCQ_HD uint32_t signed_digits(uint32_t offset) { return offset ^ 0x80808080u; }
-BCQ_HD int low_pair(uint32_t offset) { return int(offset & 0xffffu) - 0x8080; }
-BCQ_HD int high_pair(uint32_t offset) { return int(offset >> 16) - 0x8080; }
+BCQ_DEVICE uint32_t offset_digits(int v, int r) { return (uint32_t(v) << (7 - r)) + 0x80808080u; }
+BCQ_DEVICE uint32_t signed_digits(uint32_t offset) { return offset ^ 0x80808080u; }
+BCQ_DEVICE int low_pair(uint32_t offset) { return int(offset & 0xffffu) - 0x8080; }
+BCQ_DEVICE int high_pair(uint32_t offset) { return int(offset >> 16) - 0x8080; }
 
 // Digits of four inputs of one token into the fragments. Lanes of 8 * span share a step; lanes of steps behind the panel
 // only keep the others company.
@@ -139,7 +139,8 @@ struct StepWords {
   Words2 offset;
 };
 
-// The steps of a warp, one after the other through its row blocks; loads run ahead of the arithmetic.
+// The steps of a warp, one after the other through its row blocks. What lies behind the last chunk or row is read from
+// the last one: its activations are zero, or nobody stores its result.
 template <int planes, int span>
 class StepLoader {
  public:
@@ -148,30 +149,21 @@ class StepLoader {
     point();
   }
 
-  BCQ_DEVICE StepWords<planes> load() const {
-    StepWords<planes> s = {};
-    if (!inside_) return s;
-    const Layout& l = p_.layout;
-    if (step_ * span + Steps<span>::lane_chunk(lane_ & 3) < l.chunks) {
-      const uint32_t* from = words_ + size_t(step_) * (span * l.bits * kTileRows);
-      BCQ_UNROLL
-      for (int i = 0; i < planes; ++i) s.words[i] = simt::load_once(from + i * kTileRows);
-    }
-    const size_t group = size_t(Steps<span>::group(l, step_));
-    s.alphas[0] = simt::load2(alpha_1_ + group * kTileRows);
-    BCQ_UNROLL
-    for (int i = 1; i < planes; ++i) {
-      s.alphas[i] = simt::load2(rest_ + (group * (l.bits - 1) + i - 1) * kTileRows);
-    }
-    if (p_.given.offset != nullptr) s.offset = simt::load2(offset_ + group * kTileRows);
-    return s;
+  BCQ_DEVICE Words4 words(int plane) const {
+    return simt::load_once(p_.given.codes + 4 * size_t(words_) + kTileRows * plane);
   }
+  BCQ_DEVICE Words2 alphas(int plane) const {
+    if (plane == 0) return simt::load2(p_.given.alpha_1 + 4 * size_t(factors_));
+    return simt::load2(p_.given.alpha_rest + 4 * size_t(rest_) + kTileRows * (plane - 1));
+  }
+  BCQ_DEVICE Words2 offset() const { return simt::load2(p_.given.offset + 4 * size_t(factors_)); }
 
   BCQ_DEVICE void advance(int warps) {
     step_ += warps;
-    if (step_ < Steps<span>::count(p_.layout)) return;
-    row_block_ += simt::blocks_x();
-    step_ = warp_;
+    if (step_ >= Steps<span>::count(p_.layout)) {
+      row_block_ += simt::blocks_x();
+      step_ = warp_;
+    }
     point();
   }
 
@@ -179,12 +171,12 @@ class StepLoader {
   BCQ_DEVICE void point() {
     const Layout& l = p_.layout;
     const LaneRows rows = lane_rows(lane_);
-    const int tile = 2 * row_block_ + rows.tile;
-    inside_ = tile < tiles(l) && step_ < Steps<span>::count(l);
-    words_ = p_.given.codes + word_at(l, tile, Steps<span>::lane_chunk(lane_ & 3), 0, rows.row);
-    alpha_1_ = p_.given.alpha_1 + factor_at(l, tile, 0, rows.row);
-    rest_ = p_.given.alpha_rest + (planes > 1 ? rest_at(l, tile, 0, 1, rows.row) : 0);
-    offset_ = p_.given.offset == nullptr ? nullptr : p_.given.offset + factor_at(l, tile, 0, rows.row);
+    const int last_tile = tiles(l) - 1, last_chunk = l.chunks - 1;
+    const int tile = 2 * row_block_ + rows.tile, chunk = step_ * span + Steps<span>::lane_chunk(lane_ & 3);
+    const int inside = tile < last_tile ? tile : last_tile, group = group_of(l, step_ * span);
+    words_ = word_unit(l, inside, chunk < last_chunk ? chunk : last_chunk, rows.row);
+    factors_ = factor_unit(l, inside, group, rows.row);
+    rest_ = rest_unit(l, inside, group, rows.row);
   }
 
   const MatMul& p_;
@@ -192,11 +184,9 @@ class StepLoader {
   const int warp_;
   int row_block_;
   int step_;
-  bool inside_;
-  const uint32_t* words_;
-  const uint16_t* alpha_1_;
-  const uint16_t* rest_;
-  const uint16_t* offset_;
+  uint32_t words_;  // in units of four rows, see walk.h
+  uint32_t factors_;
+  uint32_t rest_;
 };
 
 // Sums of one plane over a step: for each of the lane's four rows, its two columns of digits as one integer.
@@ -204,56 +194,68 @@ template <int span>
 BCQ_DEVICE void plane_sums(const Words4& words, const uint32_t (&b)[Steps<span>::kRegisters], int shift, int (&sums)[4]) {
   BCQ_UNROLL
   for (int f = 0; f < 2; ++f) {
-    int c[4] = {0, 0, 0, 0};
+    int c[4];
     const uint32_t first = words.at[2 * f] >> shift, second = words.at[2 * f + 1] >> shift;
     BCQ_UNROLL
     for (int r = 0; r < Steps<span>::kRegisters; r += 2) {
       const uint32_t a[4] = {masked(first, r), masked(second, r), masked(first, r + 1), masked(second, r + 1)};
-      simt::mma_bytes(c, a, b[r], b[r + 1]);
+      if (r == 0) simt::mma_bytes_first(c, a, b[r], b[r + 1]);
+      else simt::mma_bytes(c, a, b[r], b[r + 1]);
     }
     sums[2 * f] = c[0] + 256 * c[1];
     sums[2 * f + 1] = c[2] + 256 * c[3];
   }
 }
 
-// y += scale * (sum of alpha (2 S - P) + offset P), for the lane's rows and its pair of digits.
-template <int planes, int span, int tokens>
-BCQ_DEVICE void add_step(const DigitsMemory<tokens>& memory, const StepWords<planes>& s, bool has_offset, int step, int lane,
-                         float (&y)[4]) {
+// The activations of a step in the columns of a lane; lanes of columns that nobody uses repeat others.
+template <int span, int tokens>
+BCQ_DEVICE void load_fragments(const DigitsMemory<tokens>& memory, int step, int lane,
+                               uint32_t (&b)[Steps<span>::kRegisters]) {
   using S = Steps<span>;
-  const int t = lane & 3;
-  uint32_t b[S::kRegisters] = {};
-  if (lane < memory.kLanes) {
-    if constexpr (S::kRegisters == 2) {
-      const Words2 w = simt::shared2(memory.fragments + S::fragment_at(memory.kLanes, step, lane, 0));
-      b[0] = w.at[0], b[1] = w.at[1];
-    } else {
-      BCQ_UNROLL
-      for (int r = 0; r < S::kRegisters; r += 4) {
-        const Words4 w = simt::shared4(memory.fragments + S::fragment_at(memory.kLanes, step, lane, r));
-        b[r] = w.at[0], b[r + 1] = w.at[1], b[r + 2] = w.at[2], b[r + 3] = w.at[3];
-      }
+  const int from = lane % memory.kLanes;
+  if constexpr (S::kRegisters == 2) {
+    const Words2 w = simt::shared2(memory.fragments + S::fragment_at(memory.kLanes, step, from, 0));
+    b[0] = w.at[0], b[1] = w.at[1];
+  } else {
+    BCQ_UNROLL
+    for (int r = 0; r < S::kRegisters; r += 4) {
+      const Words4 w = simt::shared4(memory.fragments + S::fragment_at(memory.kLanes, step, from, r));
+      b[r] = w.at[0], b[r + 1] = w.at[1], b[r + 2] = w.at[2], b[r + 3] = w.at[3];
     }
   }
-  float sums[4] = {}, alphas[4] = {};
+}
+
+// y += scale * (sum of alpha (2 S - P) + offset P), for the lane's rows and its pair of digits. As soon as a register
+// of `s` has been used, the same of the next step is on its way into it.
+template <int planes, int span, int tokens>
+BCQ_DEVICE void add_step(const DigitsMemory<tokens>& memory, StepWords<planes>& s, const StepLoader<planes, span>& next,
+                         bool has_offset, int step, int lane, float (&y)[4]) {
+  const int t = lane & 3;
+  uint32_t b[Steps<span>::kRegisters];
+  load_fragments<span>(memory, step, lane, b);
+  float sums[4] = {}, rest[4] = {};
+  if (has_offset) {
+    BCQ_UNROLL
+    for (int j = 0; j < 4; ++j) rest[j] = half_of(s.offset, j);
+    s.offset = next.offset();
+  }
   BCQ_UNROLL
   for (int i = 0; i < planes; ++i) {
     int plane[4];
-    plane_sums<span>(s.words[i], b, span == 4 ? 0 : S::shift(t), plane);
+    plane_sums<span>(s.words[i], b, span == 4 ? 0 : Steps<span>::shift(t), plane);
+    s.words[i] = next.words(i);
     BCQ_UNROLL
     for (int j = 0; j < 4; ++j) {
       const float alpha = half_of(s.alphas[i], j);
       sums[j] = simt::fused(alpha, float(plane[j]), sums[j]);
-      alphas[j] += alpha;
+      rest[j] -= alpha;
     }
+    s.alphas[i] = next.alphas(i);
   }
   const float scale = memory.scales[step * tokens + (tokens == 1 ? 0 : t >> 1)];
   const float pair = memory.pairs[step * tokens * 2 + (tokens == 1 ? t & 1 : t)];
   BCQ_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    const float rest = (has_offset ? half_of(s.offset, j) : 0.0f) - alphas[j];
-    y[j] = simt::fused(scale, simt::fused(2.0f, sums[j], rest * pair), y[j]);
-  }
+  for (int j = 0; j < 4; ++j) y[j] = simt::fused(scale, simt::fused(2.0f, sums[j], rest[j] * pair), y[j]);
 }
 
 // Adds up the warps' results in their order and writes the outputs of one row block.
@@ -282,7 +284,13 @@ BCQ_KERNEL(kDigitsWarps * kWarp, 3) digits_kernel(MatMul p, DigitsPlan plan) {
   const int steps = Steps<span>::count(p.layout);
   const DigitsMemory<tokens> memory = digits_memory<span, tokens>(plan.panel_steps);
   StepLoader<planes, span> loader(p, simt::block_x(), warp, lane);
-  StepWords<planes> ahead = loader.load();
+  StepWords<planes> words = {};
+  BCQ_UNROLL
+  for (int i = 0; i < planes; ++i) {
+    words.words[i] = loader.words(i);
+    words.alphas[i] = loader.alphas(i);
+  }
+  if (p.given.offset != nullptr) words.offset = loader.offset();
   int held = -1, parity = 0;
   for (int row_block = simt::block_x(); row_block < row_blocks(p.layout); row_block += simt::blocks_x(), parity ^= 1) {
     float y[4] = {};
@@ -295,10 +303,8 @@ BCQ_KERNEL(kDigitsWarps * kWarp, 3) digits_kernel(MatMul p, DigitsPlan plan) {
         held = first;
       }
       for (int step = first + warp; step < end; step += warps) {
-        const StepWords<planes> now = ahead;
         loader.advance(warps);
-        ahead = loader.load();
-        add_step<planes, span, tokens>(memory, now, p.given.offset != nullptr, step - first, lane, y);
+        add_step<planes, span, tokens>(memory, words, loader, p.given.offset != nullptr, step - first, lane, y);
       }
     }
     finish_rows<tokens>(p, memory.parts + parity * warps * tokens * kBlockRows, row_block, y);

@@ -45,23 +45,30 @@ BCQ_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xf
 BCQ_DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // Over aligned sets of `width` lanes; all 32 lanes call it.
+#if __CUDA_ARCH__ >= 800
+constexpr int kReduced = 32;  // sets that one instruction reduces
+#else
+constexpr int kReduced = 0;
+#endif
 template <int width>
 BCQ_DEVICE int reduce_max(int value) {
-#if __CUDA_ARCH__ >= 800
-  if (width == 32) return __reduce_max_sync(0xffffffffu, value);
-#endif
-  BCQ_UNROLL
-  for (int mask = width / 2; mask > 0; mask /= 2) value = max(value, shuffle_xor(value, mask));
-  return value;
+  if constexpr (width == kReduced) {
+    return __reduce_max_sync(0xffffffffu, value);
+  } else {
+    BCQ_UNROLL
+    for (int mask = width / 2; mask > 0; mask /= 2) value = max(value, shuffle_xor(value, mask));
+    return value;
+  }
 }
 template <int width>
 BCQ_DEVICE int reduce_add(int value) {
-#if __CUDA_ARCH__ >= 800
-  if (width == 32) return __reduce_add_sync(0xffffffffu, value);
-#endif
-  BCQ_UNROLL
-  for (int mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-  return value;
+  if constexpr (width == kReduced) {
+    return __reduce_add_sync(0xffffffffu, value);
+  } else {
+    BCQ_UNROLL
+    for (int mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+  }
 }
 
 // Codes are read once: they pass through L1 without staying there.
@@ -137,6 +144,18 @@ BCQ_DEVICE void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
         : "+r"(c[2 * rows]), "+r"(c[2 * rows + 1])
         : "r"(a[quarter]), "r"(quarter < 2 ? b0 : b1));
   }
+#endif
+}
+
+// c = a b.
+BCQ_DEVICE void mma_bytes_first(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+#else
+  c[0] = c[1] = c[2] = c[3] = 0;
+  mma_bytes(c, a, b0, b1);
 #endif
 }
 

@@ -93,18 +93,6 @@ struct Factors {
   uint16_t at[planes + 1];
 };
 
-template <int planes>
-BCQ_DEVICE Factors<planes> load_factors(const MatMul& p, int tile, int row, int group) {
-  Factors<planes> f = {};
-  const Layout& l = p.layout;
-  if (tile >= tiles(l)) return f;
-  f.at[0] = simt::load(p.given.alpha_1 + factor_at(l, tile, group, row));
-  BCQ_UNROLL
-  for (int i = 1; i < planes; ++i) f.at[i] = simt::load(p.given.alpha_rest + rest_at(l, tile, group, i, row));
-  if (p.given.offset != nullptr) f.at[planes] = simt::load(p.given.offset + factor_at(l, tile, group, row));
-  return f;
-}
-
 // All weights that a row can have in a group, into shared memory.
 template <bool brain, int planes>
 BCQ_DEVICE void store_table(const Factors<planes>& f, uint32_t* to) {
@@ -135,10 +123,8 @@ BCQ_DEVICE void store_table(const Factors<planes>& f, uint32_t* to) {
   }
 }
 
-// 32 activations of one row, zeros from K on and for rows that are not there.
-BCQ_DEVICE void load_chunk(const MatMul& p, bool aligned, int64_t m, int chunk, uint32_t (&words)[16]) {
-  const uint16_t* from = static_cast<const uint16_t*>(p.given.a) + m * p.given.a_stride + int64_t(chunk) * kWordBits;
-  const int left = m < p.given.M && chunk < p.layout.chunks ? p.layout.K - chunk * kWordBits : 0;
+// 32 activations from `from` on, zeros behind the first `left`.
+BCQ_DEVICE void load_chunk(const uint16_t* from, bool aligned, int left, uint32_t (&words)[16]) {
   if (aligned && left >= kWordBits) {
     BCQ_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -154,10 +140,6 @@ BCQ_DEVICE void load_chunk(const MatMul& p, bool aligned, int64_t m, int chunk, 
     const uint32_t high = 2 * i + 1 < left ? simt::load(from + 2 * i + 1) : 0u;
     words[i] = low | high << 16;
   }
-}
-
-BCQ_HD int group_of(const Layout& l, int chunk) {
-  return (chunk < l.chunks ? chunk : l.chunks - 1) / l.group_chunks;
 }
 
 // One warp of a block: 32 rows of W, every `splits`-th stage of K, all tokens of the block.
@@ -189,37 +171,52 @@ struct TilesWarp {
         tables(activations + 2 * splits * Shape::kStageWords + simt::thread() / kWarp * Weights::kWarpWords),
         sums{} {}
 
+  // The chunks of activations that this thread brings: token task % kTokens, chunk task / kTokens of the stage.
   BCQ_DEVICE int task(int i) const { return i * Shape::kRows + row_warp * kWarp + lane; }
+  BCQ_DEVICE bool has_task(int i) const { return task(i) < Shape::kTokens * kStageChunks; }
 
-  // Everything of a stage that comes from memory.
-  BCQ_DEVICE void load(int stage) {
-    const Layout& l = p.layout;
+  // What lies behind the last tile or chunk is read from the last one: nobody stores its results, or its activations
+  // are zero.
+  BCQ_DEVICE int inside(int tile) const { return tile < tiles(p.layout) ? tile : tiles(p.layout) - 1; }
+
+  BCQ_DEVICE void load_words(int stage) {
     const LaneRows rows = lane_rows(lane);
-    const int tile = 2 * row_block + rows.tile, chunk = stage * kStageChunks + (lane & 3);
-    const bool inside = tile < tiles(l) && chunk < l.chunks;
+    const int chunk = stage * kStageChunks + (lane & 3), last = p.layout.chunks - 1;
+    const uint32_t unit = word_unit(p.layout, inside(2 * row_block + rows.tile), chunk < last ? chunk : last, rows.row);
     BCQ_UNROLL
-    for (int i = 0; i < planes; ++i) {
-      words[i] = inside ? simt::load_once(p.given.codes + word_at(l, tile, chunk, i, rows.row)) : Words4{};
-    }
+    for (int i = 0; i < planes; ++i) words[i] = simt::load_once(p.given.codes + 4 * size_t(unit) + kTileRows * i);
+  }
+
+  BCQ_DEVICE void load_activations(int stage) {
     BCQ_UNROLL
     for (int i = 0; i < Shape::kTasks; ++i) {
-      if (task(i) >= Shape::kTokens * kStageChunks) continue;
+      if (!has_task(i)) continue;
       const int64_t m = int64_t(simt::block_y()) * Shape::kTokens + task(i) % Shape::kTokens;
-      load_chunk(p, aligned, m, stage * kStageChunks + task(i) / Shape::kTokens, chunks[i]);
+      const int64_t k = int64_t(stage * kStageChunks + task(i) / Shape::kTokens) * kWordBits;
+      const int64_t left = m < p.given.M ? p.layout.K - k : 0;
+      load_chunk(static_cast<const uint16_t*>(p.given.a) + m * p.given.a_stride + k, aligned, int(left), chunks[i]);
     }
-    factors = factors_of(group_of(l, stage * kStageChunks));
   }
 
-  BCQ_DEVICE Factors<planes> factors_of(int group) const {
-    return load_factors<planes>(p, 2 * row_block + lane / kTileRows, lane % kTileRows, group);
+  // The factors of a group for the row of this warp that has the lane's number.
+  BCQ_DEVICE void load_factors(int group) {
+    const Layout& l = p.layout;
+    const int tile = inside(2 * row_block + lane / kTileRows), row = lane % kTileRows;
+    const size_t first = 4 * size_t(factor_unit(l, tile, group, 0)) + row;
+    factors.at[0] = simt::load(p.given.alpha_1 + first);
+    if constexpr (planes > 1) {
+      const uint16_t* const rest = p.given.alpha_rest + 4 * size_t(rest_unit(l, tile, group, 0)) + row;
+      BCQ_UNROLL
+      for (int i = 1; i < planes; ++i) factors.at[i] = simt::load(rest + kTileRows * (i - 1));
+    }
+    factors.at[planes] = p.given.offset == nullptr ? uint16_t(0) : simt::load(p.given.offset + first);
   }
 
-  // What was loaded, into shared memory.
-  BCQ_DEVICE void store(int stage, int slot) {
+  BCQ_DEVICE void store_activations(int slot) {
     uint32_t* const to = activations + (slot * splits + split) * Shape::kStageWords;
     BCQ_UNROLL
     for (int i = 0; i < Shape::kTasks; ++i) {
-      if (task(i) >= Shape::kTokens * kStageChunks) continue;
+      if (!has_task(i)) continue;
       uint32_t* const row =
           to + task(i) / Shape::kTokens * Shape::kChunkWords + task(i) % Shape::kTokens * (kWordBits / 2);
       BCQ_UNROLL
@@ -228,32 +225,52 @@ struct TilesWarp {
                                        ordered_word(chunks[i], w + 2), ordered_word(chunks[i], w + 3)}});
       }
     }
-    simt::sync_warp();  // the last stage's tables have been read
+  }
+
+  // Tables of all groups of a stage; the factors of the first one are there already.
+  BCQ_DEVICE void store_tables(int stage) {
     const int first = group_of(p.layout, stage * kStageChunks);
     const int count = group_of(p.layout, stage * kStageChunks + kStageChunks - 1) - first + 1;
+    simt::sync_warp();  // the last stage's tables have been read
     store_table<brain, planes>(factors, tables + lane * Weights::kWords);
     for (int i = 1; i < count; ++i) {
-      store_table<brain, planes>(factors_of(first + i), tables + i * Weights::kGroupWords + lane * Weights::kWords);
+      load_factors(first + i);
+      store_table<brain, planes>(factors, tables + i * Weights::kGroupWords + lane * Weights::kWords);
     }
   }
 
-  BCQ_DEVICE void compute(const Words4 (&codes)[planes], int stage, int slot) {
-    const int t = lane & 3, g = lane >> 2;
-    const int group = group_of(p.layout, stage * kStageChunks + t) - group_of(p.layout, stage * kStageChunks);
-    uint32_t table[4][Weights::kWords], selectors[4][4];
+  // Table, selectors and plane 4 of each of the lane's rows.
+  struct Decoder {
+    uint32_t table[4][Weights::kWords];
+    uint32_t selectors[4][4];
+    uint32_t fourth[4];
+  };
+
+  BCQ_DEVICE Decoder decoder(int stage) const {
+    Decoder d;
+    const int group =
+        group_of(p.layout, stage * kStageChunks + (lane & 3)) - group_of(p.layout, stage * kStageChunks);
+    const uint32_t* const from = tables + group * Weights::kGroupWords + lane_first_row(lane) * Weights::kWords;
     BCQ_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const uint32_t* from = tables + group * Weights::kGroupWords + (lane_first_row(lane) + j) * Weights::kWords;
       BCQ_UNROLL
       for (int i = 0; i < Weights::kWords; i += 4) {
-        const Words4 w = simt::shared4(from + i);
-        table[j][i] = w.at[0], table[j][i + 1] = w.at[1], table[j][i + 2] = w.at[2], table[j][i + 3] = w.at[3];
+        const Words4 w = simt::shared4(from + j * Weights::kWords + i);
+        BCQ_UNROLL
+        for (int k = 0; k < 4; ++k) d.table[j][i + k] = w.at[k];
       }
       uint32_t row[planes];
       BCQ_UNROLL
-      for (int i = 0; i < planes; ++i) row[i] = codes[i].at[j];
-      make_selectors<planes>(row, selectors[j]);
+      for (int i = 0; i < planes; ++i) row[i] = words[i].at[j];
+      make_selectors<planes>(row, d.selectors[j]);
+      d.fourth[j] = row[planes - 1];
     }
+    return d;
+  }
+
+  // The stage's part of all sums.
+  BCQ_DEVICE void multiply(const Decoder& d, int slot) {
+    const int t = lane & 3, g = lane >> 2;
     const uint32_t* const b = activations + (slot * splits + split) * Shape::kStageWords + t * Shape::kChunkWords + g * 16;
     BCQ_UNROLL
     for (int s = 0; s < 4; ++s) {
@@ -262,8 +279,8 @@ struct TilesWarp {
       for (int j = 0; j < 4; ++j) {
         BCQ_UNROLL
         for (int h = 0; h < 2; ++h) {
-          const uint32_t fourth = planes > 3 ? codes[planes - 1].at[j] >> (s + 16 * h) : 0u;
-          look_up<planes>(table[j], selectors[j][s] >> 16 * h, fourth, a[h][j / 2][j % 2], a[h][j / 2][j % 2 + 2]);
+          look_up<planes>(d.table[j], d.selectors[j][s] >> 16 * h, planes > 3 ? d.fourth[j] >> (s + 16 * h) : 0u,
+                          a[h][j / 2][j % 2], a[h][j / 2][j % 2 + 2]);
         }
       }
       BCQ_UNROLL
@@ -315,16 +332,20 @@ BCQ_KERNEL(kTilesThreads, nt < 8 ? 2 : 1) tiles_kernel(MatMul p, bool aligned) {
   TilesWarp<brain, planes, nt> warp(p, aligned);
   const int stages = (p.layout.chunks + kStageChunks - 1) / kStageChunks;
   const int rounds = (stages + warp.splits - 1) / warp.splits;
-  warp.load(warp.split);
+  warp.load_words(warp.split);
+  warp.load_activations(warp.split);
+  warp.load_factors(group_of(p.layout, warp.split * kStageChunks));
   for (int round = 0; round < rounds; ++round) {
-    const int stage = round * warp.splits + warp.split;
-    warp.store(stage, round & 1);
-    Words4 codes[planes];
-    BCQ_UNROLL
-    for (int i = 0; i < planes; ++i) codes[i] = warp.words[i];
-    if (round + 1 < rounds) warp.load(stage + warp.splits);
+    // What has been used is loaded again at once, for the next round; behind the last one it is not used.
+    const int stage = round * warp.splits + warp.split, next = stage + warp.splits, slot = round & 1;
+    warp.store_activations(slot);
+    if (round + 1 < rounds) warp.load_activations(next);
+    warp.store_tables(stage);
+    warp.load_factors(group_of(p.layout, next * kStageChunks));
     simt::sync();
-    warp.compute(codes, stage, round & 1);
+    const typename TilesWarp<brain, planes, nt>::Decoder decoder = warp.decoder(stage);
+    warp.load_words(next);
+    warp.multiply(decoder, slot);
   }
   warp.finish();
 }

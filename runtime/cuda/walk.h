@@ -22,17 +22,30 @@ struct Layout {
   int chunks;        // C
   int groups;        // G
   int group_chunks;  // chunks of a group; all of them where there is one group
+  int group_shift;   // its logarithm, -1 where it has none: shifts are cheaper than divisions
   int bits;          // planes that are stored
 };
 
 BCQ_HD Layout layout_of(int64_t K, int64_t N, int64_t group_size, int bits) {
-  const int chunks = int((K + kWordBits - 1) / kWordBits);
-  const bool one = group_size >= K;
-  return {int(K), int(N), chunks, one ? 1 : int((K - 1) / group_size + 1), one ? chunks : int(group_size / kWordBits), bits};
+  Layout l = {int(K), int(N), int((K + kWordBits - 1) / kWordBits), 1, 0, 31, bits};
+  l.group_chunks = l.chunks;
+  if (group_size >= K) return l;
+  l.groups = int((K - 1) / group_size + 1);
+  l.group_chunks = int(group_size / kWordBits);
+  l.group_shift = 0;
+  while (1 << l.group_shift < l.group_chunks) ++l.group_shift;
+  if (1 << l.group_shift != l.group_chunks) l.group_shift = -1;
+  return l;
 }
 
 BCQ_HD int tiles(const Layout& l) { return (l.N + kTileRows - 1) / kTileRows; }
 BCQ_HD int row_blocks(const Layout& l) { return (l.N + kBlockRows - 1) / kBlockRows; }
+
+// The group of a chunk; chunks behind the last one count as the last one.
+BCQ_HD int group_of(const Layout& l, int chunk) {
+  const int inside = chunk < l.chunks ? chunk : l.chunks - 1;
+  return l.group_shift >= 0 ? inside >> l.group_shift : inside / l.group_chunks;
+}
 
 BCQ_HD size_t word_at(const Layout& l, int tile, int chunk, int plane, int row) {
   return ((size_t(tile) * l.chunks + chunk) * l.bits + plane) * kTileRows + row;
@@ -44,6 +57,23 @@ BCQ_HD size_t factor_at(const Layout& l, int tile, int group, int row) {
 // alpha_rest, plane 1 and above.
 BCQ_HD size_t rest_at(const Layout& l, int tile, int group, int plane, int row) {
   return ((size_t(tile) * l.groups + group) * (l.bits - 1) + plane - 1) * kTileRows + row;
+}
+
+// The same positions in units of four rows, for lanes that hold four: 32 bits reach 2^34 words, see kMostUnits.
+constexpr uint64_t kMostUnits = uint64_t(1) << 32;
+constexpr uint32_t kTileUnits = kTileRows / 4;
+
+BCQ_HD uint64_t all_units(const Layout& l, int64_t tile_count) {
+  return uint64_t(tile_count) * uint64_t(l.chunks) * uint64_t(l.bits) * kTileUnits;
+}
+BCQ_HD uint32_t word_unit(const Layout& l, int tile, int chunk, int row) {
+  return (uint32_t(tile) * uint32_t(l.chunks) + uint32_t(chunk)) * uint32_t(l.bits) * kTileUnits + uint32_t(row) / 4;
+}
+BCQ_HD uint32_t factor_unit(const Layout& l, int tile, int group, int row) {
+  return (uint32_t(tile) * uint32_t(l.groups) + uint32_t(group)) * kTileUnits + uint32_t(row) / 4;
+}
+BCQ_HD uint32_t rest_unit(const Layout& l, int tile, int group, int row) {
+  return (uint32_t(tile) * uint32_t(l.groups) + uint32_t(group)) * uint32_t(l.bits - 1) * kTileUnits + uint32_t(row) / 4;
 }
 
 // A lane of a warp holds four rows that stand side by side, so that 16 bytes bring them: lanes with one g share them,
@@ -69,10 +99,6 @@ struct Steps {
   static constexpr int kRegisters = 2 * span;  // masked words of a lane, a row and a plane: `span` instructions
 
   BCQ_HD static int count(const Layout& l) { return (l.chunks + span - 1) / span; }
-  BCQ_HD static int group(const Layout& l, int step) {
-    const int each = (l.group_chunks + span - 1) / span;
-    return each == 1 ? step : step / each;
-  }
   // Lane t reads this chunk of the step, moves its words down by `shift`, and masks bit r of each byte: 4 inputs.
   BCQ_HD static int lane_chunk(int t) { return t % span; }
   BCQ_HD static int shift(int t) { return kRegisters * (t / span); }

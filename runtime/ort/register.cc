@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/bcq_core.h"
+#include "cuda/ort_ops.h"
 #include "ort/custom_op.h"
 #include "ort/node.h"
 #include "ort/profile.h"
@@ -36,14 +37,17 @@ struct Registration {
             matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
             gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
             gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)},
+        on_cuda(cuda_ops(api, calls, settings)),
         domain{calls} {
     check(calls, calls.CreateCustomOpDomain(contract::kDomain, &domain.handle));
     for (const CustomOp& op : ops) check(calls, calls.CustomOpDomain_Add(domain.handle, &op));
+    for (const CudaOp& op : on_cuda) check(calls, calls.CustomOpDomain_Add(domain.handle, &op));
   }
 
   const Calls calls;
   const Settings settings;
   const CustomOp ops[4];
+  const std::vector<CudaOp> on_cuda;
   Domain domain;
 };
 

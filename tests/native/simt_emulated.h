@@ -178,6 +178,10 @@ inline void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
   mma<4>(c, a, b0, b1, [](uint32_t w, int i) { return int(w >> 8 * i & 0xffu); },
          [](uint32_t w, int i) { return int(int8_t(w >> 8 * i & 0xffu)); });
 }
+inline void mma_bytes_first(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  c[0] = c[1] = c[2] = c[3] = 0;
+  mma_bytes(c, a, b0, b1);
+}
 inline void mma_halves(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const auto value = [](uint32_t w, int i) { return half_to_float(uint16_t(w >> 16 * i)); };
   mma<2>(c, a, b0, b1, value, value);
