@@ -33,10 +33,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import bcq
 import bcq.nn
+from bcq.adapter import Adapter
 from bcq.atomic import AtomicFolder
 from bcq.base import QuantizedBase
 from bcq.bcq import ceil_div
@@ -44,6 +46,7 @@ from bcq.frontends.architectures import architecture_of
 from bcq.frontends.hf import read_dense
 from bcq.generate import open_tokenizer
 from bcq.manifest import write_manifest
+from bcq.packing import unpack
 from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT
 from bcq.quantize import plan
@@ -52,6 +55,7 @@ from bcq.tuning.language import LanguageTask
 from bcq.tuning.load import load_dense, load_packed
 from bcq.tuning.options import TuneOptions
 from bcq.tuning.train import train
+from bcq.tuning.tune import adapter_of
 
 END, CONTEXT, NEW_TOKENS, GENERATE_BATCH = 0, 256, 64, 63
 DEFAULTS = {
@@ -133,7 +137,7 @@ class Bench:
         tests = read(arguments.data / "test.jsonl.xz")
         chosen = [tests[i * len(tests) // self.inputs] for i in range(min(self.inputs, len(tests)))]
         self.tests = [(spaced(test["mr"]), [spaced(ref) for ref in test["refs"]]) for test in chosen]
-        for part in ("cells", "bases", "models"):
+        for part in ("cells", "bases", "models", "adapters"):
             (self.work / part).mkdir(parents=True, exist_ok=True)
 
     def result(self, cell: Cell, seed: int, compute: bool = True) -> dict[str, Any] | None:
@@ -194,16 +198,14 @@ class Bench:
         bcq.nn.train_only(model, cell["train"].split("+"))
         for matrix in bcq.nn.packed_matrices(model).values():
             matrix.rule = bcq.nn.Rule(scaled=cell["scale"] == "1")
-        loss = self._train(cell, seed, model)
-        packed = bcq.nn.packed_matrices(model)
-        values = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in dense.named_parameters():
-                found = packed[name].dense() if name in packed else values[name]
-                parameter.copy_(found if found.shape == parameter.shape else found.T)
         count = bcq.nn.trained_numbers(model)
+        folder = self.work / "adapters" / self._key(cell, seed)
+        if not folder.is_dir():
+            self._train(cell, seed, model)
+            adapter_of(model, base, "e2e", {"cell": cell.name}).save(folder)
         size = (base.folder / "model.safetensors").stat().st_size
-        return dense, {"trained": count, "task_bytes": 2 * count, "file_bytes": size, "train_loss": loss}
+        figures = {"trained": count, "task_bytes": 2 * count, "file_bytes": size}
+        return with_values_of(dense, base, Adapter.open(folder)), figures
 
     def _base(self, cell: Cell) -> QuantizedBase:
         options = _quantization(cell, cell["q"])
@@ -232,16 +234,15 @@ class Bench:
             write_manifest(partial, ["alphatuning_table"], seed)
         return folder
 
-    def _train(self, cell: Cell, seed: int, model: Any) -> float:
+    def _train(self, cell: Cell, seed: int, model: Any) -> None:
         options, chosen = cell.options(seed), random.Random(seed)
         rows = chosen.sample(self.train, min(len(self.train), int(cell["steps"]) * int(cell["batch"])))
         examples = [Example(row["mr"], (row["ref"],)) for row in rows]
         task = LanguageTask(self.tokenizer, END, CONTEXT, options, examples)
         key = self._key(cell, seed)
         checkpoint = self.work / f"{key}.safetensors"
-        figures = train(model, task, options, SILENT, checkpoint, key, resume=True)
+        train(model, task, options, SILENT, checkpoint, key, resume=True)
         checkpoint.unlink(missing_ok=True)
-        return figures.get("train_loss", float("nan"))
 
     @torch.no_grad()
     def _bleu(self, model: Any, task: LanguageTask) -> float:
@@ -253,7 +254,7 @@ class Bench:
             said += continuations(model, prompts, self.tokenizer)
         most = max(len(refs) for _, refs in self.tests)
         columns: Any = [[refs[i] if i < len(refs) else None for _, refs in self.tests] for i in range(most)]
-        return float(sacrebleu.corpus_bleu(said, columns).score)
+        return float(sacrebleu.corpus_bleu(said, columns, force=True).score)
 
 
 def continuations(model: Any, prompts: list[list[int]], tokenizer: Any) -> list[str]:
@@ -293,11 +294,18 @@ def merge_lora(model: Any) -> None:
             setattr(model.get_submodule(parent), child, module.base_layer)
 
 
-def with_values_of(dense: Any, base: QuantizedBase) -> Any:
-    """A dense model with the dequantized values of a base."""
+def with_values_of(dense: Any, base: QuantizedBase, adapter: Adapter | None = None) -> Any:
+    """A dense model with the dequantized values of a base, and of an adapter on it."""
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
-            parameter.copy_(torch.from_numpy(read_dense(base, name).copy()))
+            matrix = base.find(name)
+            values = read_dense(base, name)
+            if adapter is not None and matrix is not None and matrix.stored in adapter.alphas:
+                tuned = unpack(adapter.alphas[matrix.stored].applied(base.packed(name))).dequantize()
+                values = tuned.T if matrix.transposed else tuned
+            if adapter is not None and name in adapter.dense:
+                values = np.asarray(adapter.dense[name], np.float32)
+            parameter.copy_(torch.from_numpy(np.array(values)))
     return dense
 
 
