@@ -262,6 +262,14 @@ def test_verify_and_integrity_know_slots_and_adapters(made: Made, folder: Path) 
     ]
 
 
+def test_verify_knows_which_tensors_a_task_has_replaced(made: Made, tmp_path: Path) -> None:
+    model = made.base.folder.parent / "model"
+    export(made.base, tmp_path / "own", adapter=made.tasks["dense"])
+    assert bcq.verify(tmp_path / "own", model).ok
+    other = replace(made.tasks["dense"], dense={NORM: made.tasks["dense"].dense[NORM][:-1]})
+    assert code_of(lambda: export(made.base, tmp_path / "own", adapter=other))[0] == "E302"
+
+
 def test_the_same_export_twice_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
     export(made.base, tmp_path / "again", adapters=list(made.tasks.values()))
     names = sorted(path.relative_to(made.folder) for path in made.folder.rglob("*") if path.is_file())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,12 +78,14 @@ class ExportTasks:
 
     def before_passes(self, model: ir.Model) -> None:
         """Puts the baked task's dense tensors into the graph, or opens slots for those of the others."""
+        from bcq.exported import REPLACED_KEY
         from bcq.passes.adapted import replace_dense
         from bcq.passes.open_slots import open_dense_slots
 
         if self.baked is not None:
             replace_dense(model, self.baked)
             model.metadata_props[BAKED_KEY] = self.baked.name
+            model.metadata_props[REPLACED_KEY] = json.dumps(sorted(self.baked.dense))
         self._dense = open_dense_slots(model, self.swappable)
 
     def after_passes(self, model: ir.Model, base: QuantizedBase, folder: Path) -> None:

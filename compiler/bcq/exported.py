@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bcq.packing import PackedWeight
 
 MODEL_FILE = "model.onnx"
 INT8 = 4  # the accuracy_level of int8 activations
+REPLACED_KEY = "bcq.adapter.dense"  # in the model's metadata: names of dense tensors of a task, as JSON
 _SUFFIX = ".codes"
 _SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _ATTRIBUTE_TYPES = {"int": ir.AttributeType.INT, "string": ir.AttributeType.STRING}
@@ -31,6 +33,7 @@ class ExportedWeights:
         matmuls: how many products with a packed matrix there are; a fused node counts for each of its parts.
         int8: whether a product may use int8 activations (accuracy_level 4).
         gather_rows: for each graph input that looks rows up in a constant, the fewest rows of these.
+        replaced: dense tensors that a task has put in the place of the model's own.
     """
 
     packed: dict[str, PackedWeight]
@@ -38,6 +41,7 @@ class ExportedWeights:
     matmuls: int
     int8: bool
     gather_rows: dict[str, int]
+    replaced: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, folder: Path) -> ExportedWeights:
@@ -69,7 +73,7 @@ class ExportedWeights:
         products = [node for node in nodes if node.op_type == contract.MATMUL.name]
         matmuls = sum(len(_note(node)) or 1 for node in products)
         int8 = any(node.attributes.get_int("accuracy_level") == INT8 for node in products)
-        return cls(packed, dense, matmuls, int8, _gather_rows(model))
+        return cls(packed, dense, matmuls, int8, _gather_rows(model), _replaced(model))
 
     def names(self) -> set[str]:
         """Names of all matrices and dense tensors."""
@@ -78,6 +82,17 @@ class ExportedWeights:
     def dequantized(self, name: str) -> Float32:
         """A packed matrix as float32 ``[N, K]``."""
         return packing.unpack(self.packed[name]).dequantize()
+
+
+def _replaced(model: ir.Model) -> frozenset[str]:
+    """Names in the note that an export with ``--adapter`` makes; a note that says anything else says none."""
+    try:
+        names = json.loads(model.metadata_props.get(REPLACED_KEY, "[]"))
+    except (ValueError, RecursionError):
+        return frozenset()
+    return (
+        frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+    )
 
 
 def _check_node(node: ir.Node) -> None:
