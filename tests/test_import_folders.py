@@ -113,6 +113,36 @@ def test_inputs_that_fill_no_last_group_are_kept(tmp_path: Path) -> None:
     check_equal(tmp_path / "base", grids)
 
 
+def test_biases_of_zeros_that_the_model_does_not_have_are_dropped_and_others_refused(tmp_path: Path) -> None:
+    grids = gptq_model(tmp_path / "gptq", "llama", symmetric=True)
+    name = "model.layers.0.self_attn.q_proj.bias"
+    change_tensors(tmp_path / "gptq", lambda tensors: tensors.update({name: np.zeros(72, np.float16)}))
+    import_model(tmp_path / "gptq", tmp_path / "base")
+    check_equal(tmp_path / "base", grids)
+    assert name not in QuantizedBase.open(tmp_path / "base").dense_names()
+    change_tensors(tmp_path / "gptq", lambda tensors: tensors.update({name: np.ones(72, np.float16)}))
+    with pytest.raises(BcqError, match=r"q_proj\.bias' is not zero") as caught:
+        import_model(tmp_path / "gptq", tmp_path / "base")
+    assert caught.value.code == "E401"
+
+
+def test_transformers_opens_an_imported_base_on_its_packed_codes(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bcq.nn.modules import BcqConv1D
+
+    grids = gptq_model(tmp_path / "gptq", "gpt2", symmetric=True)
+    import_model(tmp_path / "gptq", tmp_path / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    layer = model.transformer.h[0].attn.c_attn
+    assert isinstance(layer, BcqConv1D)
+    with torch.no_grad():
+        got = (layer(torch.eye(64)) - layer.bias).numpy().T
+    # One product and one sum with a bias below 1 in float32: each rounds by at most 2^-24 of sizes below 2.
+    assert np.abs(got - grids["transformer.h.0.attn.c_attn.weight"].dense()).max() < 80 * 2.0**-24
+
+
 def test_one_group_a_row_and_zero_points_that_are_left_out(tmp_path: Path) -> None:
     grids = gptq_model(tmp_path / "gptq", symmetric=True, group_size=4096)
     foreign.describe(tmp_path / "gptq", quant_method="gptq", bits=4, group_size=-1, desc_act=True)

@@ -16,7 +16,7 @@ from bcq import contract, packing
 from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import BaseMatrix, QuantizedBase, metadata
 from bcq.checkpoint import SINGLE, Checkpoint
-from bcq.errors import InputError
+from bcq.errors import InputError, UnsupportedError
 from bcq.importers.factors import REFUSE, Factors, factors_of, relative_error
 from bcq.importers.result import ImportedMatrix
 from bcq.importers.source import Matrices, SourceMatrix
@@ -109,11 +109,12 @@ def _as_dense(checkpoint: Checkpoint, matrices: Matrices) -> tuple[Checkpoint, l
                 f"{checkpoint.folder} holds '{name}' both dense and quantized.",
                 "Copy the model again.",
             )
-    turned = _stored_turned(checkpoint, {*kept, *matrices})
+    turned = _parameters(checkpoint, {*kept, *matrices})
     for name, matrix in matrices.items():
         first = checkpoint.entry(matrix.tensors[0])
-        shape = (matrix.inputs, matrix.rows) if name in turned else (matrix.rows, matrix.inputs)
+        shape = (matrix.inputs, matrix.rows) if turned.get(name) else (matrix.rows, matrix.inputs)
         kept[name] = StoredTensor(name, "F16", shape, first.file, first.offset, 0)
+        _drop_bias(checkpoint, kept, f"{name.removesuffix('.weight')}.bias", set(turned))
     dense = dataclasses.replace(checkpoint, tensors=kept)
     found = find_matrices(dense)
     strays = sorted(set(matrices) - {info.stored for info in found})
@@ -134,8 +135,21 @@ def _family(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _stored_turned(checkpoint: Checkpoint, names: set[str]) -> set[str]:
-    """The matrices that the model's class stores as ``[K, N]`` (GPT-2's Conv1D)."""
+def _drop_bias(
+    checkpoint: Checkpoint, kept: dict[str, StoredTensor], name: str, parameters: set[str]
+) -> None:
+    """Some programs store a bias of zeros beside every matrix; one that is not zero would be lost."""
+    if name not in kept or name in parameters:
+        return
+    if not checkpoint.is_float(name) or checkpoint.read(name).any():
+        raise UnsupportedError(
+            "E401", f"'{name}' is not zero, but the model of config.json has no such bias: it would be lost."
+        )
+    del kept[name]
+
+
+def _parameters(checkpoint: Checkpoint, names: set[str]) -> dict[str, bool]:
+    """Which stored tensors are parameters, and whether their class holds them as ``[K, N]`` (Conv1D)."""
     from transformers.pytorch_utils import Conv1D
 
     from bcq.frontends.names import stored_names
@@ -144,9 +158,7 @@ def _stored_turned(checkpoint: Checkpoint, names: set[str]) -> set[str]:
     model = any_weightless_model(checkpoint.folder)
     stored = stored_names(model, names, checkpoint.folder)
     modules = dict(model.named_modules())
-    return {
-        place for name, place in stored.items() if isinstance(modules.get(name.rpartition(".")[0]), Conv1D)
-    }
+    return {place: isinstance(modules.get(name.rpartition(".")[0]), Conv1D) for name, place in stored.items()}
 
 
 def _take(matrices: Matrices, info: MatrixInfo, found: list[MatrixInfo], inexact: str) -> _Taken:
@@ -230,7 +242,7 @@ def _planned(
             base = taken[info.stored].base
             row = dataclasses.replace(
                 row, bits=base.bits, group_size=base.group_size, packed_bytes=base.packed_bytes,
-                relative_error=results[info.stored].relative_error,
+                relative_error=results[info.stored].relative_error, offset=base.offset,
             )  # fmt: skip
         else:
             nbytes = dense.entry(info.stored).nbytes

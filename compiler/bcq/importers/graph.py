@@ -16,7 +16,6 @@ from bcq.external import check_file
 from bcq.frontends import onnx_file
 from bcq.genai import CONFIG_FILE
 from bcq.importers.from_nbits import PIPELINE, NbitsSource
-from bcq.importers.nbits import is_nbits
 from bcq.importers.result import ImportedMatrix
 from bcq.importers.to_nbits import rewrite
 from bcq.inside import check_unchanged, inner_file
@@ -53,13 +52,13 @@ def pack_graph(
     finished = Finished(output)
     with AtomicFolder(output, finished) as folder:
         model = onnx_file.load(source)
-        if not any(is_nbits(node) for node in model.graph.all_nodes()) and not model.functions:
-            raise UnsupportedError(
-                "E401", f"'{source}' has no MatMulNBits node.", "A dense graph is for `bcq export`."
-            )
         weights = NbitsSource(inexact, finished)
         with onnx_file.explained(source):
             packed = passes.run(model, weights, progress, PIPELINE)
+        if not weights.results:
+            raise UnsupportedError(
+                "E401", f"'{source}' has no MatMulNBits node.", "A dense graph is for `bcq export`."
+            )
         write_model(model, folder / _MODEL)
         options = {"imported_from": "matmulnbits", "inexact": inexact}
         (folder / report.REPORT_FILE).write_text(
