@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from bcq.budget import measure as measure_module
 from bcq.budget import probe as probe_module
 from bcq.budget.formats import Format
 from bcq.budget.measure import measure
+from bcq.budget.own_text import own_text
 from bcq.budget.probe import COSINE, KL, Probe
 from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, read_model
+from bcq.errors import UsageError
 from bcq.plan import QuantizeOptions
 from tiny_tokenizer import save_tokenizer, text
 
@@ -80,6 +83,27 @@ def test_a_measured_table_has_every_matrix_with_rising_points(words: Path, tmp_p
         assert list(errors) == sorted(errors)
         assert list(losses) == sorted(losses)
     assert measure(folder, model.subjects, words, "greedy") == table
+
+
+def test_a_language_model_writes_its_own_text_and_always_the_same(tmp_path: Path) -> None:
+    folder = save_tokenizer(tiny_models.save("gpt2", tmp_path / "model"))
+    first, second = Probe(folder, Path("self")), Probe(folder, Path("self"))
+    assert first.digest == second.digest
+    assert first.loss() == 0.0
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    written = own_text(model, 3, 20)
+    assert written.shape == (3, 20)
+    # The model prefers what it wrote to other tokens: likelier than a guess among 100.
+    with torch.inference_mode():
+        logits = model(input_ids=written).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), written[:, 1:].flatten())
+    assert loss < math.log(100)
+
+
+def test_a_model_that_writes_no_text_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="writes no text") as caught:
+        Probe(bert("BertModel", tmp_path), Path("self"))
+    assert caught.value.code == "E203"
 
 
 def test_conv1d_matrices_are_put_back_as_they_were(words: Path, tmp_path: Path) -> None:

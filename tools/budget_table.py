@@ -23,7 +23,7 @@ import transformers
 
 from bcq.bcq import BcqWeight
 from bcq.budget.choose import Chosen, choose, with_choices
-from bcq.budget.formats import Format
+from bcq.budget.formats import Format, parse_label
 from bcq.budget.measure import measure
 from bcq.budget.proxy import weighted
 from bcq.budget.sensitivity import Table
@@ -38,10 +38,7 @@ from bcq.solver import solve
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
 
 TARGETS = (2.25, 2.5, 3.0, 3.5)
-UNIFORM = [
-    Format(2), Format(2, 0, True), Format(2, 128), Format(2, 128, True), Format(2, 64), Format(2, 64, True),
-    Format(2, 32), Format(3), Format(3, 0, True), Format(3, 128), Format(3, 128, True), Format(4),
-]  # fmt: skip
+UNIFORM = ("2:g0", "2:g128", "2:g128:offset", "2:g64", "2:g32", "3:g0", "3:g128", "3:g128:offset")
 Plan = Mapping[str, Format]
 Score = dict[str, float]
 
@@ -118,11 +115,12 @@ def main() -> None:
     errors = {name: entry.errors for name, entry in measured.matrices.items()}
     tables = {"weights": weighted(subjects, errors), "measured": measured}
     print(f"float32: {shown(bench.score(bench.torch_model))}\n", flush=True)
-    uniform = {
-        form: bench.of({subject.name: form for subject in subjects}) for form in uniform_formats(bench.model)
-    }
+    uniform = {}
+    for form in map(parse_label, arguments.uniform):
+        uniform[form] = bench.of({subject.name: form for subject in subjects})
+        print(f"{form.label}: {shown(uniform[form])}", flush=True)
     best_first = "perplexity" if arguments.text else "lost cosine"
-    for kind, amounts in (("bpw", TARGETS), ("size", sizes(bench.model))):
+    for kind, amounts in (("bpw", arguments.targets), ("size", sizes(bench.model, arguments))):
         print(budget_table(bench, kind, amounts, uniform, tables, best_first, arguments), flush=True)
         print()
 
@@ -168,9 +166,11 @@ def budget_table(
                         *columns(bench.calibrated(plan, arguments.calibrate)),
                     ]
                 )
-        print(rows[-1], flush=True)
+        print(*rows[-len(tables) - 1 :], sep="\n", flush=True)
     unit = {"bpw": "bits a weight", "size": "bytes of the file"}[kind]
-    return table([f"at most, {unit}", "plan", "takes", *uniform[next(iter(uniform))]], rows, "rlrrr")
+    return table(
+        [f"at most, {unit}", "plan", "takes", *uniform[best]], rows, "rlr" + "r" * len(uniform[best])
+    )
 
 
 def cost(model: Model, target: Target, form: Format) -> float:
@@ -183,14 +183,9 @@ def cost(model: Model, target: Target, form: Format) -> float:
     )
 
 
-def uniform_formats(model: Model) -> list[Format]:
-    """Those that some target may have."""
-    return [form for form in UNIFORM if cost(model, Target("bpw", 1.0), form) <= max(TARGETS)]
-
-
-def sizes(model: Model) -> list[float]:
-    """Files of uniform groups of 128 with two and three planes."""
-    return [cost(model, Target("size", 1.0), form) for form in (Format(2, 128), Format(3, 128))]
+def sizes(model: Model, arguments: argparse.Namespace) -> list[float]:
+    """Files of some uniform formats."""
+    return [cost(model, Target("size", 1.0), form) for form in map(parse_label, arguments.same_size)]
 
 
 def open_bench(arguments: argparse.Namespace) -> Bench:
@@ -240,6 +235,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sensitivity-text", type=Path, required=True)
     parser.add_argument("--sensitivity", type=Path, help="file to keep sensitivities in")
     parser.add_argument("--calibrate", type=Path, help="also solve on this text")
+    parser.add_argument("--targets", type=float, nargs="*", default=TARGETS, help="bits a weight")
+    parser.add_argument("--uniform", nargs="+", default=UNIFORM, help="formats to compare with")
+    parser.add_argument(
+        "--same-size", nargs="*", default=["2:g128", "3:g128"], help="formats whose files to match"
+    )
     parser.add_argument("--method", default="multistart", choices=METHODS)
     parser.add_argument("--count", type=int, default=64, help="windows, or sentences")
     parser.add_argument("--threads", type=int, default=1)

@@ -8,19 +8,23 @@ model, and any model with class logits, loses sum p log(p / p'), in nats a token
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from bcq.budget.own_text import own_text
 from bcq.calibration.settings import CalibrationOptions
 from bcq.calibration.tokens import TokenBatches, read_tokens
+from bcq.errors import UsageError
 from bcq.frontends.architectures import DECODERS, class_name_of
 
 KL, COSINE = "kl", "cosine"
+OWN_TEXT = Path("self")
 DECODER_TOKENS = (8, 256)  # windows, and tokens of each
-OTHER_TOKENS = (24, 128)  # lines of as many tokens in all
+OTHER_TOKENS = (8, 128)  # lines of as many tokens in all
 _MOST_LOGITS = 1 << 28  # of the dense model, kept as float32: 1 GiB
 _ROWS = 4  # of a batch that are run at a time
 
@@ -30,7 +34,7 @@ class Probe:
 
     Args:
         folder: model folder; its class and tokenizer are those of transformers, nothing is fetched.
-        text: a file or folder as for calibration.
+        text: a file or folder as for calibration; ``self`` for text that a language model writes itself.
 
     Attributes:
         measure: ``kl`` or ``cosine``.
@@ -38,13 +42,13 @@ class Probe:
         parameters: of the model, by name; change them and ask for the loss.
 
     Raises:
-        BcqError: as :func:`bcq.calibration.tokens.read_tokens`.
+        BcqError: as :func:`bcq.calibration.tokens.read_tokens`; E203 for ``self`` with another model.
     """
 
     def __init__(self, folder: Path, text: Path) -> None:
         self._model = _load(folder)
         tokens = _tokens(folder, text, self._model)
-        self._batches = [torch.from_numpy(part) for batch in tokens.batches for part in _parts(batch)]
+        self._batches = [part for batch in tokens.batches for part in torch.from_numpy(batch).split(_ROWS)]
         self._expected = [self._outputs(batch) for batch in self._batches]
         self.measure = KL if self._has_logits else COSINE
         self.digest = tokens.digest
@@ -103,8 +107,17 @@ def _tokens(folder: Path, text: Path, model: Any) -> TokenBatches:
     context = getattr(config, "max_position_embeddings", width)
     width = min(width, int(context))
     windows = min(windows, max(1, _MOST_LOGITS // (width * int(config.vocab_size))))
-    return read_tokens(folder, config, decoder, CalibrationOptions(text, windows, width))
+    if text == OWN_TEXT and not text.exists():
+        return _own_tokens(model, decoder, windows, width)
+    return read_tokens(folder, config, decoder, 0, CalibrationOptions(text, windows, width))
 
 
-def _parts(batch: Any) -> list[Any]:
-    return [batch[begin : begin + _ROWS] for begin in range(0, len(batch), _ROWS)]
+def _own_tokens(model: Any, decoder: bool, windows: int, width: int) -> TokenBatches:
+    if not decoder:
+        raise UsageError(
+            "E203",
+            f"a {type(model).__name__} writes no text to measure sensitivities on.",
+            "Give a text: --sensitivity-text FILE.",
+        )
+    ids = own_text(model, windows, width).numpy()
+    return TokenBatches((ids,), hashlib.sha256(ids.tobytes()).hexdigest())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensitivities without a text: the relative weight error, weighted by what the matrix is for."""
+"""Sensitivities without a text: the relative weight error, weighted by size and by what a matrix is for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from bcq.budget.weight_errors import weight_errors
 from bcq.progress import SILENT, Progress
 
 MEASURE = "weights"
-KIND_WEIGHTS = {LINEAR: 1.0, EMBEDDING: 1.0, HEAD: 1.0}
+# Of a weight in a matrix of this kind; measured: docs/decisions/0013-budgets.md.
+KIND_WEIGHTS = {LINEAR: 1.0, EMBEDDING: 1.0, HEAD: 2.0}
 
 
 def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Progress = SILENT) -> Table:
-    """A table of sampled weight errors, whose losses are these times a weight of the matrix's kind.
+    """A table of sampled weight errors, whose losses are these times the matrix's part of all weights.
 
     Args:
         subjects: matrices; those that the user has decided are left out.
@@ -37,10 +38,12 @@ def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Pro
 
 
 def weighted(subjects: Sequence[Subject], errors: Mapping[str, Mapping[Format, float]]) -> Table:
-    """The table of known weight errors, by name of the matrix."""
+    """The table of known weight errors, by name of the matrix: all weights count, those of a head twice."""
+    parts = {subject.name: KIND_WEIGHTS[subject.kind] * subject.weights for subject in subjects}
+    total = sum(parts.values())
     table = {
         subject.name: Sensitivity(
-            subject.rows, subject.inputs, ((1.0, KIND_WEIGHTS[subject.kind]),), errors[subject.name]
+            subject.rows, subject.inputs, ((1.0, parts[subject.name] / total),), errors[subject.name]
         )
         for subject in subjects
     }

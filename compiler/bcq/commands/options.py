@@ -86,8 +86,8 @@ def _add_budget_options(verb: argparse.ArgumentParser) -> None:
         "--sensitivity-text",
         type=Path,
         metavar="TEXT",
-        help="text on which it is measured what each matrix's errors cost the outputs (default: errors of"
-        " weights alone)",
+        help="text on which it is measured what each matrix's errors cost the outputs; 'self' for text that a"
+        " language model writes itself (default: errors of weights alone)",
     )
     add(
         group,
