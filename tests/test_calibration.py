@@ -30,7 +30,7 @@ from bcq.quantize import REPORT, quantize
 from tiny_tokenizer import save_tokenizer, text
 
 TWO_BITS = QuantizeOptions(bits=2, group_size=32)
-WORDS_OF_TEXT = 1500
+WORDS_OF_TEXT = 1000
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def outputs(model: Path, base: Path | None = None) -> torch.Tensor:
     return states
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "bert"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "bert"])
 def test_calibrated_matrices_change_the_outputs_less(kind: str, words: Path, tmp_path: Path) -> None:
     model, expected = model_of(kind, tmp_path / "model"), None
     quantize(model, tmp_path / "plain", TWO_BITS)
@@ -128,7 +128,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
 def test_the_inputs_come_from_packed_blocks(
     model: Path, words: Path, calibrated: Path, tmp_path: Path
 ) -> None:
-    coarse = QuantizeOptions(bits=2, group_size=32, overrides=("h.0.*=1",))
+    coarse = QuantizeOptions(bits=2, group_size=32, overrides=("h.0.*=keep",))
     quantize(model, tmp_path / "base", coarse, calibration=CalibrationOptions(words, workers=1))
     second = "transformer.h.1.mlp.c_fc.weight"
     one, other = (QuantizedBase.open(base).packed(second) for base in (calibrated, tmp_path / "base"))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,15 @@ class Blocks:
 
     Args:
         model: a transformers model whose weights outside the blocks are there when these are run.
-        matrices: names of parameters that are matrices.
 
     Raises:
         UnsupportedError: E401 when there is no such list, or its blocks cannot be run one after the other.
     """
 
-    def __init__(self, model: Any, matrices: Collection[str]) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         model.config.use_cache = False
-        self.name, self.items = self._longest(matrices)
+        self.name, self.items = self._longest()
         self._extra = (
             0  # what a block returns in a tuple behind the hidden states; -1 when it returns no tuple
         )
@@ -134,12 +133,12 @@ class Blocks:
             for block in self.items:
                 del block.forward
 
-    def _longest(self, matrices: Collection[str]) -> tuple[str, nn.ModuleList]:
-        found: dict[str, nn.ModuleList] = {}
-        for name, module in self.model.named_modules():
-            items = [f"{name}.{number}." for number in range(len(module))] if _is_list(module) else []
-            if items and all(any(matrix.startswith(item) for matrix in matrices) for item in items):
-                found[name] = module
+    def _longest(self) -> tuple[str, nn.ModuleList]:
+        found: dict[str, nn.ModuleList] = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) and all(map(_has_matrices, module))
+        }
         if not found:
             raise self._unsupported("it has no list of blocks with matrices")
         name = max(found, key=lambda name: len(found[name]))  # the first of the longest
@@ -201,8 +200,8 @@ def _numbered(number: int, replacement: Replacement) -> Callable[..., Any]:
     return lambda *args, **kwargs: replacement(number, args, kwargs)
 
 
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) > 0
+def _has_matrices(block: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in block.parameters())
 
 
 def _shape(value: Any) -> Any:

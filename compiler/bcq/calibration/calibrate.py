@@ -115,7 +115,7 @@ class _Walk:
         self._checkpoint, self._packed, self._solver = checkpoint, packed, solver
         self._scratch, self._workers, self._threads, self._ahead = scratch, workers, threads, ahead
         self._batches = [torch.from_numpy(batch) for batch in tokens.batches]
-        self._blocks = Blocks(model, {matrix.name for matrix in packed.values()})
+        self._blocks = Blocks(model)
         self._layers = {  # matrices that are layers, by the names of their modules
             matrix.name.removesuffix(".weight"): matrix
             for matrix in packed.values()
