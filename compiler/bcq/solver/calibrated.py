@@ -15,7 +15,6 @@ from bcq.solver.blas import one_blas_thread
 from bcq.solver.codebook import codebook
 from bcq.solver.descent import Rows, start, sweep
 from bcq.solver.feedback import feed_back
-from bcq.solver.levels import Float64
 from bcq.solver.moments import Moments, checked, prepare, row_errors
 from bcq.solver.solve import rows_of, solve
 
@@ -62,7 +61,7 @@ def solve_calibrated(
 
         for block in _blocks(*weights.shape):
             dense = np.ascontiguousarray(weights[block], dtype=np.float32)
-            found = _improved(dense, rows_of(plain, block), moments, matrix)
+            found = _improved(dense, rows_of(plain, block), moments)
             words[:, block], alpha[:, block] = found.words, found.alpha
             if offsets is not None:
                 offsets[block] = found.offset
@@ -99,11 +98,11 @@ def _blocks(rows: int, inputs: int) -> list[slice]:
     return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def _improved(dense: Float32, plain: BcqWeight, moments: Moments, matrix: Float64) -> BcqWeight:
+def _improved(dense: Float32, plain: BcqWeight, moments: Moments) -> BcqWeight:
     """The best candidate of each row of a block."""
     target = np.ascontiguousarray(dense.T)
     best = plain
-    lowest = row_errors(plain.dequantize() - dense, matrix)
+    lowest = row_errors(plain.dequantize() - dense, moments.matrix, moments.diagonal)
     rows = _state(plain, target, moments)
     sweep(rows, moments.matrix)
     for _ in range(FEEDBACKS):
@@ -111,7 +110,7 @@ def _improved(dense: Float32, plain: BcqWeight, moments: Moments, matrix: Float6
         for _ in range(SWEEPS):
             sweep(rows, moments.matrix)
         candidate = _stored(rows, plain.offset is not None)
-        errors = row_errors(candidate.dequantize() - dense, matrix)
+        errors = row_errors(candidate.dequantize() - dense, moments.matrix, moments.diagonal)
         best = _merged(best, candidate, errors < lowest)
         lowest = np.minimum(lowest, errors)
     return best

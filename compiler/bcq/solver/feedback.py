@@ -90,7 +90,9 @@ def _smallest(costs: Float32, beam: int) -> NDArray[np.intp]:
     if count <= beam:
         return np.arange(costs.size).reshape(count, rows)
     chosen: NDArray[np.intp] = np.argpartition(costs, beam - 1, axis=0)[:beam]
-    return chosen * rows + np.arange(rows)
+    chosen *= rows
+    chosen += np.arange(rows)
+    return chosen
 
 
 def _traced(steps: list[_Step], cost: Float32) -> Float32:

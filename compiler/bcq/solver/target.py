@@ -13,27 +13,36 @@ import numpy as np
 
 from bcq.bcq import Float32
 from bcq.solver.blas import one_blas_thread
+from bcq.solver.moments import check_finite, checked
 
 RIDGE = 0.1  # of the mean diagonal: W is right where little was seen
 
 
-def compensated(weights: Float32, second_moments: Float32, drift: Float32) -> Float32:
+def compensated(weights: Float32, second_moments: Float32, drift: Float32, name: str = "weight") -> Float32:
     """The matrix to quantize in place of ``weights``.
 
     Args:
         weights: float32 ``[N, K]``.
         second_moments: ``[K, K]``, mean of y y^T.
         drift: ``[K, K]``, mean of (x - y) y^T.
+        name: of the tensor, for errors.
 
     Returns:
         float32 ``[N, K]``; ``weights`` when the second moments are zero.
+
+    Raises:
+        InputError: E106 when a second moment or a drift is not finite.
+        ValueError: when shapes do not fit.
     """
-    matrix = second_moments.astype(np.float64)
-    scale = matrix.diagonal().mean()
-    if not scale > 0:
+    matrix = checked(second_moments, weights.shape[1], name)
+    check_finite(drift, f"{name}: drift of its inputs")
+    seen = float(second_moments.diagonal().mean(dtype=np.float64))
+    if not seen > 0:
         return weights
-    damped = (matrix + matrix.T) / 2 + RIDGE * scale * np.eye(len(matrix))
+    scale = float(matrix.diagonal().mean(dtype=np.float64)) / seen  # a power of two
+    np.fill_diagonal(matrix, matrix.diagonal() + np.float32(RIDGE * seen * scale))
     with one_blas_thread():
-        change = np.linalg.solve(damped, drift.T.astype(np.float64) @ weights.T).T
+        pulled = drift.T @ weights.T * np.float32(scale)
+        change = np.linalg.solve(matrix, pulled).T
     result: Float32 = (weights + change).astype(np.float32)
     return result
