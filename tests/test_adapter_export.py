@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +280,15 @@ def test_the_same_export_twice_gives_the_same_bytes(made: Made, tmp_path: Path) 
         assert (tmp_path / "again" / name).read_bytes() == (made.folder / name).read_bytes(), name
 
 
+def test_adapters_that_are_links_out_of_the_export_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "adapters" / "a").rename(tmp_path / "a")
+    (folder / "adapters" / "a").symlink_to(tmp_path / "a")
+    assert code_of(lambda: feeds(folder, "a"))[0] == "E108"
+    (folder / "adapters" / SLOTS_FILE).rename(tmp_path / SLOTS_FILE)
+    (folder / "adapters" / SLOTS_FILE).symlink_to(tmp_path / SLOTS_FILE)
+    assert code_of(lambda: feeds(folder, "all"))[0] == "E108"
+
+
 def test_cut_or_flipped_slots_never_end_in_anything_but_a_clear_error(folder: Path) -> None:
     file = folder / "adapters" / SLOTS_FILE
     whole = file.read_bytes()
@@ -353,6 +364,25 @@ def test_genai_swaps_tasks_with_the_same_files(made: Made, capfd: pytest.Capture
         expected = ours.generate(PROMPT, 8, adapter=name)
         assert made_by_genai[: len(expected)] == expected
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_examples_of_the_page_run_and_agree(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    export(
+        made.base,
+        tmp_path / "out",
+        adapters=[replace(made.tasks["a"], name=name) for name in ("e2e", "chat")],
+    )
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {"inputs": inputs()}
+    for block in blocks[: 4 if find_spec("onnxruntime_genai") else 3]:
+        exec(block, known)
+    assert capsys.readouterr().out.startswith("['chat', 'e2e']\n")
+    np.testing.assert_array_equal(known["logits"], known["same"])
 
 
 def test_any_session_of_onnxruntime_can_be_fed(made: Made) -> None:

@@ -52,13 +52,17 @@ def main() -> int:
         folder = Path(temporary)
         sizes = prepare(arguments.model, folder)
         found = {way: _in_process(way, folder) for way in WAYS}
-    equal = {json.dumps(found[way]["tokens"]) for way in WAYS}
-    text = as_markdown(found, sizes, len(equal) == 1, arguments.model)
+    text = as_markdown(found, sizes, arguments.model)
     print(text)
     if arguments.write:
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
         arguments.write.write_text(text, encoding="utf-8")
-    return 0 if len(equal) == 1 else 1
+    return 0 if all(is_equal(found, way) for way in WAYS) else 1
+
+
+def is_equal(found: dict[str, dict[str, Any]], way: str) -> bool:
+    """Whether a way gives the tokens, and where logits can be had their bits, of models of their own."""
+    return all(found[way].get(key, found["own"][key]) == found["own"][key] for key in ("tokens", "bits"))
 
 
 def prepare(model: Path | None, folder: Path) -> dict[str, float]:
@@ -136,12 +140,23 @@ def _served(request: Callable[[str], Any], opened: Callable[[], None] = lambda: 
     return {"tokens": tokens, "added": after - before, "later": anonymous() - before}
 
 
+def _bits(logits: Callable[[str], Any]) -> dict[str, Any]:
+    """A hash of each task's logits over the prompt."""
+    return {"bits": {task: hashlib.sha256(logits(task).tobytes()).hexdigest() for task in TASKS}}
+
+
+def _logits(model: Any, task: str | None = None) -> Any:
+    mask = np.ones((1, len(PROMPT)), np.int64)
+    return model.logits(np.array([PROMPT]), model.empty_cache(), mask, task)[0]
+
+
 def fed(folder: Path) -> dict[str, Any]:
     """One session; a task's values are fed (`bcq.load(...).generate(adapter=...)`)."""
     import bcq
 
     model = bcq.load(folder / "all")
     found = _served(lambda task: model.generate(PROMPT, NEW, adapter=task or None))
+    found |= _bits(lambda task: _logits(model, task))
     return {**found, **_swap_times(model), **_batch_times(model), "first": _first_use(folder)}
 
 
@@ -226,8 +241,12 @@ def files(folder: Path) -> dict[str, Any]:
         Active.task = task
         return model.generate(PROMPT, NEW)
 
+    def logits(task: str) -> Any:
+        Active.task = task
+        return _logits(model)
+
     model.session = Active()
-    return _served(request, load)
+    return {**_served(request, load), **_bits(logits)}
 
 
 def genai(folder: Path) -> dict[str, Any]:
@@ -264,7 +283,8 @@ def own(folder: Path) -> dict[str, Any]:
     def load() -> None:
         models.update({task: bcq.load(folder / "own" / task) for task in TASKS})
 
-    return _served(lambda task: models[task].generate(PROMPT, NEW), load)
+    found = _served(lambda task: models[task].generate(PROMPT, NEW), load)
+    return {**found, **_bits(lambda task: _logits(models[task]))}
 
 
 WAYS: dict[str, Callable[[Path], dict[str, Any]]] = {"own": own, "fed": fed, "files": files, "genai": genai}
@@ -276,9 +296,7 @@ _TITLES = {
 }
 
 
-def as_markdown(
-    found: dict[str, dict[str, Any]], sizes: dict[str, float], equal: bool, model: Path | None
-) -> str:
+def as_markdown(found: dict[str, dict[str, Any]], sizes: dict[str, float], model: Path | None) -> str:
     """The page for docs/benchmarks."""
     from bcq.bench.machine import machine
     from bcq.report import table
@@ -286,14 +304,15 @@ def as_markdown(
     def row(way: str) -> Sequence[str]:
         result = found[way]
         added = [f"{result[key] / MB:+.2f}" for key in ("added", "later")]
-        return [_TITLES[way], *added, "equal" if equal else "DIFFERENT"]
+        what = "logits, bit by bit" if "bits" in result else "tokens"
+        return [_TITLES[way], *added, what if is_equal(found, way) else "NO"]
 
     one = found["fed"]
     ran = machine()
     name = "GPT-2 small's layers, seeded random weights" if model is None else model.name
     digest = hashlib.sha256(json.dumps(one["tokens"]).encode()).hexdigest()[:12]
     ms = {key: f"{value * 1e3:.2f} ms" for key, value in one.items() if isinstance(value, float)}
-    rows = table(["way", "added MB", "20 swaps later", "tokens"], [row(way) for way in WAYS], align="lrrl")
+    rows = table(["way", "added MB", "20 swaps later", "equal"], [row(way) for way in WAYS], align="lrrl")
     return f"""# Swapping tasks
 
 {name}, 3 bits, row-wise. Four tasks of {sizes["numbers"]:,.0f} factors each: {sizes["adapter"] / KB:.0f} kB,

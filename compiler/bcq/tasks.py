@@ -9,7 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bcq.adapter import Adapter, check_name
+from bcq.adapter_file import CONFIG_FILE
 from bcq.errors import InputError
+from bcq.inside import inner_file
 from bcq.slots import FOLDER, Slots
 
 BASE_KEY = "bcq.base_hash"  # in the metadata of a model with slots
@@ -68,7 +70,9 @@ class Tasks:
     def _place(self, task: str) -> Path:
         if task in self.names():
             check_name(task)
-            return self.folder / FOLDER / task
+            place = self.folder / FOLDER / task
+            inner_file(place / CONFIG_FILE, self.folder, "it is an adapter of the export")
+            return place
         if Path(task).is_dir():
             return Path(task)
         known = ", ".join(self.names()) or "none"
