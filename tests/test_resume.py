@@ -109,6 +109,19 @@ def test_other_options_or_weights_use_nothing_of_the_stopped_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_a_run_that_was_to_go_on_and_fails_leaves_what_it_found(
+    two_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export(two_layers, tmp_path / "out", QUICK, progress=StopsAt(1, KeyboardInterrupt()))
+    for fault in (KeyboardInterrupt(), ValueError("x")):
+        with pytest.raises(type(fault)), AtomicFolder(tmp_path / "out", Finished(tmp_path / "out", True)):
+            raise fault
+    solved = count_solves(monkeypatch)
+    export(two_layers, tmp_path / "out", QUICK, resume=True)
+    assert solved == ["second"]
+
+
 def test_without_resume_a_run_begins_anew(
     two_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,12 +56,6 @@ class Finished:
         self._folder = output.with_name(f".{output.name}.resume")
         self._resume = resume
         self._lock: int | None = None
-        self._there: set[str] = set()
-
-    @property
-    def count(self) -> int:
-        """How many matrices this run has found or stored."""
-        return len(self._there)
 
     def open(self) -> None:
         """Makes the store, for this process alone; the parent of the output exists.
@@ -86,16 +80,21 @@ class Finished:
                     file.unlink()
 
     def close(self, fault: BaseException | None) -> BaseException | None:
-        """Removes the store, unless the run was stopped and can go on; then the fault with that hint."""
+        """Removes the store, unless a run can go on with it; then the fault with that hint.
+
+        A run that fails for good leaves nothing of its own; one that was to go on, and perhaps had an option
+        spelt wrongly, leaves what it found.
+        """
         if self._lock is None:
             return None
+        kept = sum(1 for _ in self._folder.glob("*" + _SUFFIX))
         stopped = isinstance(fault, KeyboardInterrupt | ResourceError)
-        if not (stopped and self.count):
+        if not (kept and (stopped or (fault is not None and self._resume))):
             shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock)
         self._lock = None
-        if isinstance(fault, ResourceError) and self.count:
-            hint = f"{fault.hint} --resume goes on with the {self.count} matrices that are done.".strip()
+        if isinstance(fault, ResourceError) and kept:
+            hint = f"{fault.hint} --resume goes on with the {kept} matrices that are done.".strip()
             return ResourceError(fault.code, fault.message, hint)
         return None
 
@@ -123,7 +122,6 @@ class Finished:
             for name, array in weight.tensors().items():
                 writer.write(name, _bytes(array, name))
         file = temporary.replace(self._folder / (key + _SUFFIX))
-        self._there.add(key)
         return _mapped(read_header(file), weight.rows, weight.inputs, weight.group_size)
 
     def _read(self, key: str) -> _Kept | None:
@@ -134,7 +132,6 @@ class Finished:
         except (BcqError, ValueError, KeyError, TypeError, OSError):
             file.unlink(missing_ok=True)
             return None
-        self._there.add(key)
         return found
 
     def _check_own(self) -> None:
