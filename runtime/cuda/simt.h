@@ -53,7 +53,9 @@ constexpr int kReduced = 0;
 template <int width>
 BCQ_DEVICE int reduce_max(int value) {
   if constexpr (width == kReduced) {
-    return __reduce_max_sync(0xffffffffu, value);
+    int result;  // the intrinsics do not exist where old devices are compiled for
+    asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(result) : "r"(value));
+    return result;
   } else {
     BCQ_UNROLL
     for (int mask = width / 2; mask > 0; mask /= 2) value = max(value, shuffle_xor(value, mask));
@@ -63,7 +65,9 @@ BCQ_DEVICE int reduce_max(int value) {
 template <int width>
 BCQ_DEVICE int reduce_add(int value) {
   if constexpr (width == kReduced) {
-    return __reduce_add_sync(0xffffffffu, value);
+    int result;
+    asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(result) : "r"(value));
+    return result;
   } else {
     BCQ_UNROLL
     for (int mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);

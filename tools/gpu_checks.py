@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA kernels must keep on a real device: for tools/gpu_check.py. Each check returns a line.
+
+They take any device that PyTorch has, so that a test runs them on the CPU with the emulated library.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+
+from bcq.cuda import Cuda
+from gpu_weights import Shape, Weight, into, multiply, random_weight, stream_of
+
+# Relative errors (Frobenius) against float64 on random data. Results are rounded to 2^-11 (float16) or 2^-8
+# (bfloat16), a half of that in the mean; tile kernels round weights once to the same type.
+LARGEST = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 2e-6}
+TILES = ("tiles8", "tiles16", "tiles32", "tiles64")
+RAGGED = (
+    Shape(17, 33, 1, 0),
+    Shape(40, 300, 2, 64, True),
+    Shape(75, 520, 3, 32),
+    Shape(33, 129, 4, 128, True),
+)
+WIDE = (Shape(96, 640, 5, 96, True), Shape(100, 1000, 8, 0))
+LARGE = (
+    Shape(4096, 4096, 2, 128),
+    Shape(4096, 14336, 3, 128),
+    Shape(17408, 5120, 3, 128),
+    Shape(5120, 5120, 4, 64, True),
+)
+
+
+class Failed(AssertionError):
+    """A kernel does not keep what it must."""
+
+
+def demand(well: bool, what: str) -> None:
+    """Raises Failed unless all is well."""
+    if not well:
+        raise Failed(what)
+
+
+def activations(rows: int, inputs: int, dtype: torch.dtype, device: str, seed: int = 1) -> torch.Tensor:
+    """Standard normal values."""
+    random = torch.Generator(device=device).manual_seed(seed)
+    return torch.randn(rows, inputs, device=device, generator=random).to(dtype)
+
+
+def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
+    """|y - exact| / |exact|; NaN counts as infinite."""
+    error = float(torch.linalg.norm(y.double() - exact) / torch.linalg.norm(exact))
+    return error if error == error else float("inf")
+
+
+def takes(kernel: str, dtype: torch.dtype, shape: Shape) -> bool:
+    """Whether a kernel takes a type and number of planes."""
+    if kernel == "generic":
+        return True
+    return shape.q <= 4 and (kernel == "digits" or dtype != torch.float32)
+
+
+def parity(cuda: Cuda, device: str, shapes: tuple[Shape, ...], rows: tuple[int, ...]) -> str:
+    """Every kernel that takes a shape and type agrees with float64."""
+    worst: dict[str, float] = {}
+    count = 0
+    for shape in shapes:
+        weight = random_weight(shape, device)
+        dense = weight.dense()
+        slow = shape.N * shape.K > 1 << 20
+        for M, dtype, kernel in itertools.product(rows, LARGEST, cuda.kernels()):
+            if not takes(kernel, dtype, shape) or (kernel == "generic" and slow and M > 4):
+                continue
+            a = activations(M, shape.K, dtype, device)
+            error = relative_error(multiply(cuda, a, weight, kernel=kernel), a.double() @ dense.T)
+            demand(error < LARGEST[dtype], f"{kernel} {shape} M={M} {dtype}: relative error {error:.2e}")
+            name = f"{kernel} {str(dtype).removeprefix('torch.')}"
+            worst[name] = max(worst.get(name, 0.0), error)
+            count += 1
+    return f"{count} problems; worst " + ", ".join(
+        f"{name} {error:.1e}" for name, error in sorted(worst.items())
+    )
+
+
+def selected(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...]) -> str:
+    """What is selected without a name agrees with float64, also for prefixes of planes and rows apart."""
+    weight = random_weight(shape, device)
+    for M in rows:
+        a = activations(M, 2 * shape.K, torch.float16, device)[:, : shape.K]
+        for planes in (shape.q, 1):
+            error = relative_error(
+                multiply(cuda, a, weight, planes=planes), a.double() @ weight.dense(planes).T
+            )
+            demand(
+                error < LARGEST[torch.float16], f"{shape} M={M} planes={planes}: relative error {error:.2e}"
+            )
+    demand(
+        multiply(cuda, activations(0, shape.K, torch.float16, device), weight).shape == (0, shape.N), "M = 0"
+    )
+    return f"rows {rows}, all planes and one, strided; M = 0 launches nothing"
+
+
+def same_bits(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...], repeats: int = 20) -> str:
+    """Repeated runs give the same bits."""
+    weight = random_weight(shape, device)
+    for M, kernel in itertools.product(rows, ("digits", *TILES)):
+        a = activations(M, shape.K, torch.float16, device)
+        first = multiply(cuda, a, weight, kernel=kernel)
+        for _ in range(repeats):
+            demand(
+                torch.equal(multiply(cuda, a, weight, kernel=kernel), first), f"{kernel} M={M}: bits differ"
+            )
+    return f"{repeats} runs of each kernel"
+
+
+def gather(cuda: Cuda, device: str, shape: Shape) -> str:
+    """Rows agree with float64 to float32's rounding, and an index that does not exist gives NaN."""
+    weight = random_weight(shape, device)
+    indices = torch.tensor([0, shape.N - 1, -1, -shape.N, 3, shape.N], device=device)
+    y = torch.zeros(6, shape.K, device=device)
+    cuda.gather(weight.addresses(), count=6, indices=indices.data_ptr(), y=y.data_ptr(), stream=stream_of(y))
+    error = relative_error(y[:5], weight.dense()[indices[:5]])
+    demand(error < LARGEST[torch.float32], f"gather: relative error {error:.2e}")
+    demand(bool(y[5].isnan().all()), "gather: an index outside gave numbers")
+    return f"relative error {error:.1e}"
+
+
+def on_a_side_stream(cuda: Cuda, shape: Shape) -> str:
+    """Work goes to the stream that is given: it waits for what runs there and for nothing else."""
+    weight = random_weight(shape, "cuda")
+    a = activations(4, shape.K, torch.float16, "cuda")
+    exact = multiply(cuda, a, weight)
+    late = torch.zeros_like(a)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(
+            50_000_000
+        )  # some 25 ms: `late` is filled after the launches below have been queued
+        late.copy_(a)
+        y = multiply(cuda, late, weight)
+    side.synchronize()
+    demand(torch.equal(y, exact), "a side stream: other bits, so the launch went elsewhere")
+    return "waits for its own stream"
+
+
+def replay(cuda: Cuda, shape: Shape, rows: tuple[int, ...]) -> str:
+    """A captured launch gives the bits of a plain one, with new activations in each replay."""
+    weight = random_weight(shape, "cuda")
+    for M in rows:
+        a = activations(M, shape.K, torch.float16, "cuda")
+        y = torch.zeros(M, shape.N, dtype=torch.float16, device="cuda")
+        into(cuda, y, a, weight)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            into(cuda, y, a, weight)
+        for seed in range(3):
+            a.copy_(activations(M, shape.K, torch.float16, "cuda", seed))
+            graph.replay()
+            demand(torch.equal(y, multiply(cuda, a, weight)), f"graph: M={M}, replay {seed} differs")
+    return f"3 replays at rows {rows}"
+
+
+Check = tuple[str, Callable[[], str]]
+
+
+def all_checks(cuda: Cuda) -> list[Check]:
+    """Everything that runs on a device, the quick ones first."""
+    middle = Shape(2080, 1984, 3, 64, True)
+    return [
+        ("ragged sizes", lambda: parity(cuda, "cuda", RAGGED + WIDE, (1, 2, 3, 9, 65))),
+        (
+            "selection, prefixes, strides, M = 0",
+            lambda: selected(cuda, "cuda", middle, (1, 2, 3, 8, 16, 33, 130)),
+        ),
+        ("gather", lambda: gather(cuda, "cuda", middle)),
+        ("non-default stream", lambda: on_a_side_stream(cuda, middle)),
+        ("CUDA graph", lambda: replay(cuda, middle, (1, 2, 5, 40))),
+        ("same bits", lambda: same_bits(cuda, "cuda", middle, (1, 5, 40))),
+        ("large matrices", lambda: parity(cuda, "cuda", LARGE, (1, 2, 4, 16, 64, 200))),
+    ]
+
+
+__all__ = [
+    "RAGGED",
+    "TILES",
+    "Check",
+    "Failed",
+    "Weight",
+    "all_checks",
+    "gather",
+    "parity",
+    "same_bits",
+    "selected",
+]
