@@ -17,7 +17,7 @@ import pytest
 
 from bcq import contract
 from bcq.core import Core
-from bcq.errors import ResourceError
+from bcq.errors import UsageError
 from bcq.runtime import session
 from nodes import activations, one_node, open_session, random_weight
 
@@ -194,6 +194,6 @@ def test_the_session_of_the_package_takes_both_choices(tmp_path: Path) -> None:
         (line,) = lines(path)
         assert (line["weights"], line["runs"][0]["M"]) == (weights, 2)
     with pytest.raises(
-        ResourceError, match=r"E603.*bcq\.weights: got 'both', expected auto, mapped or resident"
+        UsageError, match=r"E202.*bcq\.weights: got 'both', expected auto, mapped or resident"
     ):
         session(tmp_path, weights="both")
