@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="a base is made with the packages for compil
 from bcq.adapter import Adapter, Alphas
 from bcq.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 from bcq.base import QuantizedBase
+from bcq.cli import main
 from bcq.errors import BcqError
 from bcq.packing import pack, unpack
 from tiny_adapters import task, tiny_base
@@ -230,6 +231,17 @@ def test_missing_and_foreign_folders_are_refused(folder: Path, tmp_path: Path) -
     assert code_of(lambda: Adapter.open(tmp_path))[0] == "E102"
     (folder / WEIGHTS_FILE).unlink()
     assert code_of(lambda: Adapter.open(folder))[0] == "E107"
+
+
+def test_inspect_tells_what_an_adapter_holds_and_of_which_base(
+    folder: Path, base: QuantizedBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["adapter"], told["base_hash"]) == ("e2e", base.base_hash)
+    assert told["tensors"][f"{C_FC}.alpha_1"] == [256, 2]
+    assert main(["inspect", str(folder)]) == 0
+    assert f"{C_FC}.alpha_1 [256, 2]" in capsys.readouterr().out
 
 
 def test_links_that_leave_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bcq.adapter import Adapter
     from bcq.api import export, quantize, tune
     from bcq.base import QuantizedBase
     from bcq.bcq import BcqWeight
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from bcq.parity import ParityResult, verify
     from bcq.plan import QuantizeOptions
     from bcq.runtime import session
+    from bcq.tasks import feeds
 
 _HOME = {
+    "Adapter": "bcq.adapter",
     "BcqError": "bcq.errors",
     "BcqWeight": "bcq.bcq",
     "InputError": "bcq.errors",
@@ -39,6 +42,7 @@ _HOME = {
     "UnsupportedError": "bcq.errors",
     "UsageError": "bcq.errors",
     "export": "bcq.api",
+    "feeds": "bcq.tasks",
     "load": "bcq.generate",
     "pack": "bcq.packing",
     "quantize": "bcq.api",
@@ -49,6 +53,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Adapter",
     "BcqError",
     "BcqWeight",
     "InputError",
@@ -63,6 +68,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "export",
+    "feeds",
     "load",
     "pack",
     "quantize",

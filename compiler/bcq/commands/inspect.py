@@ -26,14 +26,41 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
     verb = add_verb(subparsers, "inspect", "list every matrix, and what would become of it", EXAMPLES)
-    verb.add_argument("model", type=Path, metavar="MODEL", help="model folder, base, export or .onnx file")
+    verb.add_argument("model", type=Path, metavar="MODEL", help="model, base, export, adapter or .onnx")
     add_quantize_options(verb)
     verb.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the list."""
+    from bcq.adapter_file import is_adapter
+
+    if is_adapter(arguments.model):
+        return show_adapter(arguments)
     return show_plan(arguments, arguments.model, quantize_options(arguments))
+
+
+def show_adapter(arguments: argparse.Namespace) -> int:
+    """Prints what an adapter holds, and of which base."""
+    from bcq.adapter import Adapter
+
+    adapter = Adapter.open(arguments.model)
+    tensors = {name: list(array.shape) for name, array in adapter.tensors().items()}
+    data = {
+        "adapter": adapter.name,
+        "base_hash": adapter.base_hash,
+        "numbers": adapter.count,
+        "bytes": adapter.nbytes,
+        "metadata": dict(adapter.metadata),
+        "tensors": tensors,
+    }
+    lines = [
+        f"adapter   {adapter.name}, {adapter.count:,} numbers, {adapter.nbytes / 1000:,.1f} kB",
+        f"base      {adapter.base_hash}",
+        *[f"  {name} {shape}" for name, shape in tensors.items()],
+    ]
+    emit(arguments, data, "\n".join(lines))
+    return 0
 
 
 def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptions) -> int:
