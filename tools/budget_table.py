@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-from bcq.bcq import BcqWeight
+from bcq.bcq import BcqWeight, Float32
 from bcq.budget.choose import Chosen, choose, with_choices
 from bcq.budget.formats import Format, parse_label
 from bcq.budget.measure import measure
@@ -56,17 +56,33 @@ class Bench:
 
     def of(self, plan: Plan) -> Score:
         """Scores of a plan; matrices are solved once a format."""
-        parameters = dict(self.torch_model.named_parameters())
-        before = {name: parameters[name].data.clone() for name in plan}
+        values = {}
         for subject in self.model.subjects:
-            form = plan[subject.name]
-            if form.bits is not None:
-                value = self._weight(subject, form).dequantize()
-                value = value.T if subject.transposed else value
-                parameters[subject.name].data.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            if plan[subject.name].bits is not None:
+                value = self._weight(subject, plan[subject.name]).dequantize()
+                values[subject.name] = value.T if subject.transposed else value
+        return self._scores(values)
+
+    def calibrated(self, plan: Plan, text: Path) -> Score:
+        """Scores of a plan whose matrices are solved on a text, as `bcq quantize --calibrate` does."""
+        from bcq.frontends.hf import read_dense
+
+        chosen = tuple(Chosen(subject, plan[subject.name], 0, 0.0) for subject in self.model.subjects)
+        options = with_choices(QuantizeOptions(method=self.method), chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            base = quantize(self.folder, f"{folder}/base", options, calibration=CalibrationOptions(text))
+            stored = {name: matrix.stored for name in plan if (matrix := base.find(name)) is not None}
+            return self._scores({name: read_dense(base, place) for name, place in stored.items()})
+
+    def _scores(self, values: Mapping[str, Float32]) -> Score:
+        """Scores with other values in some parameters, which are as before in the end."""
+        parameters = dict(self.torch_model.named_parameters())
+        before = {name: parameters[name].data.clone() for name in values}
+        for name, value in values.items():
+            parameters[name].data.copy_(torch.from_numpy(np.array(value, order="C")))
         scores = self.score(self.torch_model)
-        for name, value in before.items():
-            parameters[name].data.copy_(value)
+        for name, original in before.items():
+            parameters[name].data.copy_(original)
         return scores
 
     def _weight(self, subject: Any, form: Format) -> BcqWeight:
@@ -77,28 +93,9 @@ class Bench:
             self.solved[key] = solve(subject.read(), form.bits, group_size, self.method, form.offset)
         return self.solved[key]
 
-    def calibrated(self, plan: Plan, text: Path) -> Score:
-        """Scores of a plan whose matrices are solved on a text, as `bcq quantize --calibrate` does."""
-        from bcq.frontends.hf import read_dense
-
-        chosen = tuple(Chosen(subject, plan[subject.name], 0, 0.0) for subject in self.model.subjects)
-        options = with_choices(QuantizeOptions(), chosen)
-        parameters = dict(self.torch_model.named_parameters())
-        before = {name: parameters[name].data.clone() for name in plan}
-        with tempfile.TemporaryDirectory() as folder:
-            base = quantize(self.folder, f"{folder}/base", options, calibration=CalibrationOptions(text))
-            for name in plan:
-                matrix = base.find(name)
-                if matrix is not None:
-                    parameters[name].data.copy_(torch.from_numpy(np.array(read_dense(base, matrix.stored))))
-        scores = self.score(self.torch_model)
-        for name, value in before.items():
-            parameters[name].data.copy_(value)
-        return scores
-
 
 def main() -> None:
-    """Prints the sensitivities by kind, and a table of bits and one of file sizes."""
+    """Prints what every uniform format scores, and a table of plans within bits and file sizes."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     bench = open_bench(arguments)
@@ -119,73 +116,59 @@ def main() -> None:
     for form in map(parse_label, arguments.uniform):
         uniform[form] = bench.of({subject.name: form for subject in subjects})
         print(f"{form.label}: {shown(uniform[form])}", flush=True)
-    best_first = "perplexity" if arguments.text else "lost cosine"
-    for kind, amounts in (("bpw", arguments.targets), ("size", sizes(bench.model, arguments))):
-        print(budget_table(bench, kind, amounts, uniform, tables, best_first, arguments), flush=True)
-        print()
+    targets = [Target("bpw", amount) for amount in arguments.targets]
+    targets += [
+        Target("size", cost(bench.model, "size", form)) for form in map(parse_label, arguments.same_size)
+    ]
+    rows = []
+    for target in targets:
+        for label, plan, calibrated in contest(
+            bench, target, uniform, tables, arguments.calibrate is not None
+        ):
+            scores = bench.calibrated(plan, arguments.calibrate) if calibrated else bench.of(plan)
+            limit = f"{target.amount:.6g}" if target.kind == "bpw" else f"{target.amount / 1e6:.3f} MB"
+            bits, file_bytes = sizes(bench.model, plan)
+            rows.append([limit, label, f"{bits:.3f}", f"{file_bytes / 1e6:.3f}", *columns(scores)])
+            print("|".join(rows[-1]), flush=True)
+    header = ["at most", "plan", "bits", "file MB", *next(iter(uniform.values()))]
+    print(f"\n{table(header, rows, 'rl' + 'r' * (len(header) - 2))}")
 
 
-def budget_table(
+def contest(
     bench: Bench,
-    kind: str,
-    amounts: Any,
+    target: Target,
     uniform: Mapping[Format, Score],
     tables: Mapping[str, Table],
-    key: str,
-    arguments: argparse.Namespace,
-) -> str:
-    """One row a target and method."""
-    rows = []
-    for amount in amounts:
-        target = Target(kind, amount)
-        fitting = [form for form in uniform if cost(bench.model, target, form) <= amount * (1 + 1e-9)]
-        best = min(fitting, key=lambda form: uniform[form][key])
-        plan = {subject.name: best for subject in bench.model.subjects}
-        rows.append(
-            [
-                f"{amount:,.6g}",
-                f"uniform {best.label}",
-                f"{cost(bench.model, target, best):,.6g}",
-                *columns(uniform[best]),
-            ]
-        )
-        if arguments.calibrate:
-            rows.append(
-                ["", "uniform, calibrated", "", *columns(bench.calibrated(plan, arguments.calibrate))]
-            )
-        for name, losses in tables.items():
-            found = choose(bench.model, QuantizeOptions(), target, losses)
-            plan = {chosen.subject.name: chosen.form for chosen in found.matrices}
-            rows.append(["", f"budget, {name}", f"{found.spent:,.6g}", *columns(bench.of(plan))])
-            if arguments.calibrate and name == "measured":
-                rows.append(
-                    [
-                        "",
-                        "budget, measured, calibrated",
-                        "",
-                        *columns(bench.calibrated(plan, arguments.calibrate)),
-                    ]
-                )
-        print(*rows[-len(tables) - 1 :], sep="\n", flush=True)
-    unit = {"bpw": "bits a weight", "size": "bytes of the file"}[kind]
-    return table(
-        [f"at most, {unit}", "plan", "takes", *uniform[best]], rows, "rlr" + "r" * len(uniform[best])
-    )
+    calibrate: bool,
+) -> Iterator[tuple[str, Plan, bool]]:
+    """Name and plan of each that takes part, and whether it is solved on a text."""
+    fitting = [form for form in uniform if cost(bench.model, target.kind, form) <= target.amount * (1 + 1e-9)]
+    best = min(fitting, key=lambda form: uniform[form][next(iter(uniform[form]))])
+    plans = {f"uniform {best.label}": {subject.name: best for subject in bench.model.subjects}}
+    for name, losses in tables.items():
+        found = choose(bench.model, QuantizeOptions(), target, losses)
+        plans[f"budget, {name}"] = {chosen.subject.name: chosen.form for chosen in found.matrices}
+    for label, plan in plans.items():
+        yield label, plan, False
+    if calibrate:
+        for label in (f"uniform {best.label}", "budget, measured"):
+            yield f"{label}, calibrated", plans[label], True
 
 
-def cost(model: Model, target: Target, form: Format) -> float:
+def cost(model: Model, kind: str, form: Format) -> float:
     """What a uniform format takes of a target."""
-    if target.kind == "bpw":
-        weights = sum(subject.weights for subject in model.subjects)
-        return 8 * sum(form.nbytes(subject.rows, subject.inputs) for subject in model.subjects) / weights
-    return model.other_bytes + sum(
-        form.file_bytes(subject.rows, subject.inputs) for subject in model.subjects
-    )
+    bits, file_bytes = sizes(model, {subject.name: form for subject in model.subjects})
+    return bits if kind == "bpw" else file_bytes
 
 
-def sizes(model: Model, arguments: argparse.Namespace) -> list[float]:
-    """Files of some uniform formats."""
-    return [cost(model, Target("size", 1.0), form) for form in map(parse_label, arguments.same_size)]
+def sizes(model: Model, plan: Plan) -> tuple[float, int]:
+    """Bits a weight, and bytes of the exported file as `--target-size` counts them."""
+    packed = file_bytes = 0
+    for subject in model.subjects:
+        form, shape = plan[subject.name], (subject.rows, subject.inputs)
+        packed += 4 * subject.weights if form.bits is None else form.nbytes(*shape)
+        file_bytes += subject.dense_bytes if form.bits is None else form.file_bytes(*shape)
+    return 8 * packed / sum(subject.weights for subject in model.subjects), model.other_bytes + file_bytes
 
 
 def open_bench(arguments: argparse.Namespace) -> Bench:

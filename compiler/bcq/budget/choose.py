@@ -21,7 +21,7 @@ Cost = Callable[[Subject, Format], float]
 MEASURES = {
     "kl": "nats a token of KL divergence",
     "cosine": "1 - cosine of embeddings",
-    "weights": "the weighted mean of relative weight errors",
+    "weights": "a weighted sum of relative weight errors",
 }
 
 

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from bcq.budget.formats import Format, formats
 from bcq.budget.sensitivity import Sensitivity, Table
-from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, Subject
+from bcq.budget.subjects import HEAD, LINEAR, Subject
 from bcq.budget.weight_errors import weight_errors
 from bcq.progress import SILENT, Progress
 
 MEASURE = "weights"
-# Of a weight in a matrix of this kind; measured: docs/decisions/0013-budgets.md.
-KIND_WEIGHTS = {LINEAR: 1.0, EMBEDDING: 1.0, HEAD: 2.0}
+# All linear layers together count 1, each by the root of its size; measured: docs/decisions/0013-budgets.md.
+HEAD_WEIGHT = 1.5
+EMBEDDING_WEIGHT = 0.2
 
 
 def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Progress = SILENT) -> Table:
-    """A table of sampled weight errors, whose losses are these times the matrix's part of all weights.
+    """A table of sampled weight errors, whose losses are these times what the matrix weighs among all.
 
     Args:
         subjects: matrices; those that the user has decided are left out.
@@ -38,12 +40,17 @@ def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Pro
 
 
 def weighted(subjects: Sequence[Subject], errors: Mapping[str, Mapping[Format, float]]) -> Table:
-    """The table of known weight errors, by name of the matrix: all weights count, those of a head twice."""
-    parts = {subject.name: KIND_WEIGHTS[subject.kind] * subject.weights for subject in subjects}
-    total = sum(parts.values())
+    """The table of known weight errors, by name of the matrix."""
+    roots = sum(math.sqrt(subject.weights) for subject in subjects if subject.kind == LINEAR)
+
+    def weight(subject: Subject) -> float:
+        if subject.kind == LINEAR:
+            return math.sqrt(subject.weights) / roots
+        return HEAD_WEIGHT if subject.kind == HEAD else EMBEDDING_WEIGHT
+
     table = {
         subject.name: Sensitivity(
-            subject.rows, subject.inputs, ((1.0, parts[subject.name] / total),), errors[subject.name]
+            subject.rows, subject.inputs, ((1.0, weight(subject)),), errors[subject.name]
         )
         for subject in subjects
     }
