@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bcq.bcq import Float32
 
 if TYPE_CHECKING:
     import torch
@@ -147,12 +150,17 @@ class Moments:
 
         number = len(self._all)
         paths = (self._folder / f"moments-{number}.npy", self._folder / f"drift-{number}.npy")
-        one, other = (
-            torch.from_numpy(np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs)))
-            for path in paths
-        )
-        self._all.append(_Sums(paths, (one, other)))
+        one, other = (_mapped(path, inputs) for path in paths)
+        self._all.append(_Sums(paths, (torch.from_numpy(one), torch.from_numpy(other))))
         return self._all[-1]
+
+
+def _mapped(path: Path, inputs: int) -> Float32:
+    """Zeros ``[K, K]`` in a file that has all its blocks: a full disk is an error now, and no signal later."""
+    values: Float32 = np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs))
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return values
 
 
 def _accumulate(sums: _Sums, came: torch.Tensor, meant: torch.Tensor, threads: ThreadPoolExecutor) -> None:
