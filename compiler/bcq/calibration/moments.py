@@ -156,7 +156,7 @@ class Moments:
 
 
 def _mapped(path: Path, inputs: int) -> Float32:
-    """Zeros ``[K, K]`` in a file that has all its blocks: a full disk is an error now, and no signal later."""
+    """Zeros ``[K, K]`` in a file that has all its blocks, so that a full disk is an error and no signal."""
     values: Float32 = np.lib.format.open_memmap(path, "w+", np.float32, (inputs, inputs))
     with path.open("r+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
