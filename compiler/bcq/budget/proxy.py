@@ -15,7 +15,7 @@ from bcq.progress import SILENT, Progress
 MEASURE = "weights"
 # All linear layers together count 1, each by the root of its size; measured: docs/decisions/0013-budgets.md.
 HEAD_WEIGHT = 1.5
-EMBEDDING_WEIGHT = 0.2
+EMBEDDING_WEIGHT = 0.05
 
 
 def proxy(subjects: Sequence[Subject], method: str = "multistart", progress: Progress = SILENT) -> Table:
