@@ -29,11 +29,11 @@ import transformers
 from torch import Tensor
 
 from bcq.bcq import BcqWeight, ceil_div
-from bcq.solver import compensated, solve, solve_calibrated
+from bcq.solver import solve, solve_calibrated
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
 from quality_peers import PEERS
 from quality_plot import plot
-from quality_stream import Inputs, Moments, Solve, blocks_of, linears_of, original_inputs, quantized
+from quality_stream import Solve, blocks_of, linears_of, quantized
 
 CODES = {"row": (0, False), "128": (128, True)}  # binary codes: group size (0: one a row), with an offset
 MODELS = ("all-MiniLM-L6-v2", "gpt2-small", "gpt2-tiny")
@@ -47,7 +47,6 @@ class Subject:
     Attributes:
         model: in float32.
         batches: inputs of the calibration.
-        originals: what its linear layers are given for them.
         judge: what the curve shows, from the quantized model.
         unit: of the judgement.
         reference: of the float32 model.
@@ -55,7 +54,6 @@ class Subject:
 
     model: Any
     batches: list[dict[str, Tensor]]
-    originals: list[Inputs]
     judge: Callable[[Any], dict[str, float]]
     unit: str
     reference: float
@@ -110,11 +108,8 @@ def language_model(arguments: argparse.Namespace, name: str) -> Subject:
         : arguments.windows
     ]
     batches = [{"input_ids": batch} for batch in torch.split(train, 8)]
-    originals = original_inputs(model, batches)
     reference = perplexity(model, test)
-    return Subject(
-        model, batches, originals, lambda it: {"value": perplexity(it, test)}, "perplexity", reference
-    )
+    return Subject(model, batches, lambda it: {"value": perplexity(it, test)}, "perplexity", reference)
 
 
 def calibration_sentences(data: Path, count: int) -> list[str]:
@@ -142,7 +137,7 @@ def encoder(arguments: argparse.Namespace) -> Subject:
         cosine = (embed(changed, tokenizer, sentences) * expected).sum(axis=1)
         return {"value": float(cosine.mean()), "low": float(np.percentile(cosine, 1))}
 
-    return Subject(model, batches, original_inputs(model, batches), judge, "mean cosine", 1.0)
+    return Subject(model, batches, judge, "mean cosine", 1.0)
 
 
 def compute(
@@ -169,7 +164,7 @@ def compute(
             )
             width = group_size
         began = time.perf_counter()
-        changed = quantized(subject.model, subject.batches, act, subject.originals if calibrated else None)
+        changed = quantized(subject.model, subject.batches, act, calibrated)
         seconds = time.perf_counter() - began
         weights = sum(matrix.numel() for matrix in matrices)
         rows[key] = {
@@ -185,23 +180,22 @@ def compute(
 
 
 def code(
-    bits: int, group_size: int, offset: bool, method: str, weights: Tensor, moments: Moments | None
+    bits: int, group_size: int, offset: bool, method: str, weights: Tensor, moments: Tensor | None
 ) -> Tensor:
     """A binary code."""
     dense, width = weights.numpy(), group_size or weights.shape[1]
     solved: BcqWeight
     if method == CALIBRATED:
         assert moments is not None
-        second, drift = (moment.numpy() for moment in moments)
-        solved = solve_calibrated(compensated(dense, second, drift), second, bits, width, offset)
+        solved = solve_calibrated(dense, moments.numpy(), bits, width, offset)
     else:
         solved = solve(dense, bits, width, offset=offset)
     return torch.from_numpy(solved.dequantize())
 
 
-def peer_solve(act: Any, bits: int, group_size: int, weights: Tensor, moments: Moments | None) -> Tensor:
+def peer_solve(act: Any, bits: int, group_size: int, weights: Tensor, moments: Tensor | None) -> Tensor:
     """A peer's values."""
-    result: Tensor = act(weights, moments and moments[0], bits, group_size)
+    result: Tensor = act(weights, moments, bits, group_size)
     return result
 
 

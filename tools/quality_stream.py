@@ -15,9 +15,7 @@ from transformers.pytorch_utils import Conv1D
 Batch = tuple[
     Tensor, dict[str, Any], Tensor
 ]  # hidden states, the block's other arguments, mask of real tokens
-Inputs = list[dict[str, Tensor]]  # of the linear layers of one block by name, for each batch
-Moments = tuple[Tensor, Tensor]  # mean of y y^T and of (x - y) y^T, x: inputs in float32, y: those that come
-Solve = Callable[[Tensor, "Moments | None"], Tensor]  # weights [N, K] -> dense
+Solve = Callable[[Tensor, "Tensor | None"], Tensor]  # weights [N, K], second moments [K, K] -> dense
 
 
 def blocks_of(model: Any) -> list[Any]:
@@ -32,37 +30,25 @@ def linears_of(block: Any) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def original_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[Inputs]:
-    """What the linear layers of each block of the float32 model are given, batch by batch."""
-    streams = first_inputs(model, batches)
-    result = []
-    for block in blocks_of(model):
-        runs = [run(block, batch) for batch in streams]
-        result.append([given for given, _ in runs])
-        streams = [(after, *batch[1:]) for (_, after), batch in zip(runs, streams, strict=True)]
-    return result
-
-
-@torch.inference_mode()
-def quantized(
-    model: Any, batches: list[dict[str, Tensor]], solve: Solve, originals: list[Inputs] | None
-) -> Any:
-    """A copy of the model with the linear layers of its blocks replaced by what ``solve`` returns.
-
-    ``originals``, from :func:`original_inputs`, make it calibrate; without, ``solve`` is given no moments.
-    """
+def quantized(model: Any, batches: list[dict[str, Tensor]], solve: Solve, calibrate: bool) -> Any:
+    """A copy of the model with the linear layers of its blocks replaced by what ``solve`` returns."""
     result = copy.deepcopy(model)
-    streams = first_inputs(result, batches) if originals else []
-    for number, block in enumerate(blocks_of(result)):
-        moments = second_moments(block, streams, originals[number]) if originals else {}
+    streams = first_inputs(result, batches) if calibrate else []
+    for block in blocks_of(result):
+        moments = second_moments(block, streams) if calibrate else {}
         for name, module in linears_of(block).items():
-            turned = isinstance(module, Conv1D)
-            weights = module.weight.T if turned else module.weight
-            dense = solve(weights.contiguous(), moments.get(name))
-            module.weight.copy_(dense.T if turned else dense)
+            replace(module, solve, moments.get(name))
         if block is not blocks_of(result)[-1]:
             streams = [(run(block, batch)[1], *batch[1:]) for batch in streams]
     return result
+
+
+def replace(module: Any, solve: Solve, moments: Tensor | None) -> None:
+    """Puts what ``solve`` returns in the place of a layer's weights."""
+    turned = isinstance(module, Conv1D)
+    weights = module.weight.T if turned else module.weight
+    dense = solve(weights.contiguous(), moments)
+    module.weight.copy_(dense.T if turned else dense)
 
 
 class _Caught(Exception):
@@ -89,25 +75,19 @@ def first_inputs(model: Any, batches: list[dict[str, Tensor]]) -> list[Batch]:
     return result
 
 
-def second_moments(block: Any, streams: list[Batch], originals: Inputs) -> dict[str, Moments]:
-    """H and drift of each linear layer, over all real tokens."""
-    sums: dict[str, list[Tensor]] = {}
+def second_moments(block: Any, streams: list[Batch]) -> dict[str, Tensor]:
+    """Mean of x x^T over all real tokens, for the inputs x of each linear layer."""
+    sums: dict[str, Tensor] = {}
     same: dict[str, str] = {}
-    tokens = 0
-    for batch, meant in zip(streams, originals, strict=True):
-        mask = batch[2]
+    for batch in streams:
         first: dict[int, str] = {}
         for name, given in run(block, batch)[0].items():
             same[name] = first.setdefault(id(given), name)
-            if same[name] != name:
-                continue  # layers with the same input share its moments
-            rows, aims = (x.reshape(*mask.shape, -1)[mask] for x in (given, meant[name]))
-            part = [rows.T @ rows, (aims - rows).T @ rows]
-            sums[name] = (
-                [old + new for old, new in zip(sums[name], part, strict=True)] if name in sums else part
-            )
-        tokens += int(mask.sum())
-    means = {name: (both[0] / tokens, both[1] / tokens) for name, both in sums.items()}
+            if same[name] == name:  # layers with the same input share its moments
+                rows = given.reshape(*batch[2].shape, -1)[batch[2]]
+                sums[name] = sums[name] + rows.T @ rows if name in sums else rows.T @ rows
+    tokens = sum(int(batch[2].sum()) for batch in streams)
+    means = {name: total / tokens for name, total in sums.items()}
     return {name: means[first] for name, first in same.items()}
 
 
