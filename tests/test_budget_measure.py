@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ import torch
 import transformers
 
 import tiny_models
+from bcq.budget import choose as choose_module
 from bcq.budget import measure as measure_module
 from bcq.budget import probe as probe_module
 from bcq.budget.formats import Format
 from bcq.budget.measure import measure
 from bcq.budget.own_text import own_text
 from bcq.budget.probe import COSINE, KL, Probe
+from bcq.budget.sensitivity import Table
 from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, read_model
+from bcq.cli import main
 from bcq.errors import UsageError
 from bcq.plan import QuantizeOptions
+from bcq.report import read_report, summarize
 from tiny_tokenizer import save_tokenizer, text
 
 SIZES: dict[str, Any] = {
@@ -40,7 +45,8 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few tokens and formats: what is measured is tested, not how well."""
     monkeypatch.setattr(probe_module, "DECODER_TOKENS", (2, 32))
     monkeypatch.setattr(probe_module, "OTHER_TOKENS", (2, 32))
-    monkeypatch.setattr(measure_module, "formats", lambda inputs: [Format(2)])
+    for module in (measure_module, choose_module):
+        monkeypatch.setattr(module, "formats", lambda inputs: [Format(2), Format(3)])
 
 
 @pytest.fixture
@@ -104,6 +110,19 @@ def test_a_model_that_writes_no_text_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="writes no text") as caught:
         Probe(bert("BertModel", tmp_path), Path("self"))
     assert caught.value.code == "E203"
+
+
+def test_a_calibrated_run_measures_on_its_own_text(words: Path, tmp_path: Path) -> None:
+    folder = save_tokenizer(tiny_models.save("gpt2", tmp_path / "model", n_layer=1))
+    command = ["quantize", str(folder), "-o", str(tmp_path / "base"), "--target-bpw", "3.2", "--quiet"]
+    command += ["--calibrate", str(words), "--calibration-windows", "2", "--workers", "1"]
+    command += ["--sensitivity", str(tmp_path / "s.json"), "--set", "h.*=2:g32"]
+    assert main(command) == 0
+    assert Table.read(tmp_path / "s.json").measure == KL
+    rows = json.loads((tmp_path / "base" / "bcq_report.json").read_text())["matrices"]
+    methods = {row["name"]: row.get("method") for row in rows if row["bits"]}
+    assert methods["transformer.h.0.mlp.c_fc.weight"] == "calibrated"
+    assert summarize(read_report(tmp_path / "base") or [], 0, 0.0).bits_per_weight <= 3.2
 
 
 def test_conv1d_matrices_are_put_back_as_they_were(words: Path, tmp_path: Path) -> None:
