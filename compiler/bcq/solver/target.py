@@ -15,7 +15,9 @@ from bcq.bcq import Float32
 from bcq.solver.blas import one_blas_thread
 from bcq.solver.moments import check_finite, checked
 
-RIDGE = 0.1  # of the mean diagonal: W is right where little was seen
+# Of the mean diagonal. A small ridge helps small decoders a little and harms the encoder much: the best T
+# under noisy inputs is a shrunken W, and what shrinks in every block adds up. See docs/decisions/0011.
+RIDGE = 10.0
 
 
 def compensated(weights: Float32, second_moments: Float32, drift: Float32, name: str = "weight") -> Float32:
