@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_too_much_loss_is_refused_unless_it_is_accepted(
     adapter = Adapter.open(tmp_path / "task")
     adapter.check_fits(base)
     assert adapter.name == "task"
+
+
+def test_the_loss_on_a_held_out_text_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcq.commands.adapt.WINDOWS", 2)
+    demo = Path(str(files("bcq") / "demo_model"))
+    base = bcq.quantize(demo, tmp_path / "base", bits=2, method="greedy")
+    lora = write(tmp_path / "lora", pair("transformer.h.0.mlp.c_fc", 128, 384, size=1.0))
+    words = ["adapt", str(base.folder), "--lora", str(lora), "-o", str(tmp_path / "task"), "--allow-loss"]
+    assert main([*words, "--text", str(demo / "heldout.txt"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["perplexity"]
+    assert 1 < told["base"] < told["adapter"]  # a large change without aim does harm
 
 
 def test_a_merged_model_that_is_quantized_anew_retains_the_change(tmp_path: Path) -> None:

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
     from bcq.adapt import Retained
     from bcq.adapter import Adapter
+    from bcq.base import QuantizedBase
     from bcq.commands.options import Subparsers
 
 EXAMPLES = """\
   bcq adapt base --lora my-lora -o adapters/e2e
+  bcq adapt base --lora my-lora -o adapters/e2e --text heldout.txt
   bcq adapt base --lora my-lora -o adapters/e2e --parts alpha_1 --allow-loss
   bcq quantize MODEL --lora my-lora -o base    # where too much is lost: new codes for the merged model"""
 _WORST = 5  # matrices that the summary names
+WINDOWS = 20  # of a held-out text
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -43,6 +46,12 @@ def add_parser(subparsers: Subparsers) -> None:
         default=0.5,
         metavar="SHARE",
         help="share of the LoRA's change that must be retained (default 0.5)",
+    )
+    verb.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="also measure the perplexity on a held-out text, of a decoder",
     )
     verb.add_argument("--allow-loss", action="store_true", help="write it however little is retained")
     verb.set_defaults(run=run)
@@ -67,8 +76,30 @@ def run(arguments: argparse.Namespace) -> int:
         "retained": total_retained(found),
         "matrices": rows_of(found),
     }
-    emit(arguments, data, _text(adapter, found), result=False)
+    text = _text(adapter, found)
+    if arguments.text is not None:
+        data["perplexity"] = held_out(base, adapter, arguments.text)
+        text += "\nperplexity: base {base:.3f}, adapter {adapter:.3f}".format(**data["perplexity"])
+    emit(arguments, data, text, result=False)
     return 0
+
+
+def held_out(base: QuantizedBase, adapter: Adapter, file: Path) -> dict[str, float]:
+    """Perplexity of the base and of the adapter on a text; the model is exported for it and removed again."""
+    import tempfile
+
+    from bcq.evaluate import perplexity, read_text
+    from bcq.export import export
+
+    text = read_text(file)
+    with tempfile.TemporaryDirectory(prefix="bcq-adapt-") as temporary:
+        output = Path(temporary) / "out"
+        export(base, output, adapters=[adapter], allow_partial=True)
+        tasks = {"base": None, "adapter": adapter}
+        return {
+            name: perplexity(output, text, limit=WINDOWS, adapter=task).perplexity
+            for name, task in tasks.items()
+        }
 
 
 def _text(adapter: Adapter, found: Sequence[Retained]) -> str:
