@@ -65,11 +65,8 @@ BCQ_DEVICE DigitScale digit_scale(int largest_bits) {
   return {small ? 18446744073709551616.0f : 1.0f, to, back};  // 2^64
 }
 
-// The four signed digits of an integer, one in each byte; with the bytes' own offset still on they add up as they stand.
-BCQ_DEVICE uint32_t offset_digits(int v, int r) { return (uint32_t(v) << (7 - r)) + 0x80808080u; }
-BCQ_DEVICE uint32_t signed_digits(uint32_t offset) { return offset ^ 0x80808080u; }
-BCQ_DEVICE int low_pair(uint32_t offset) { return int(offset & 0xffffu) - 0x8080; }
-BCQ_DEVICE int high_pair(uint32_t offset) { return int(offset >> 16) - 0x8080; }
+// The four signed digits of an integer in base 256, one in each byte.
+BCQ_DEVICE uint32_t digits_of(uint32_t value) { return (value + 0x80808080u) ^ 0x80808080u; }
 
 // Digits of four inputs of one token into the fragments. Lanes of 8 * span share a step; lanes of steps behind the panel
 // only keep the others company.
@@ -86,13 +83,9 @@ BCQ_DEVICE void prepare_quad(const DigitsMemory<tokens>& memory, bool inside, in
   const DigitScale scale = digit_scale(simt::reduce_max<8 * span>(largest));
   const int r = S::quad_register(within % 8);
   uint32_t digits[4];
-  int low = 0, high = 0;
   BCQ_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const uint32_t offset = offset_digits(simt::nearest(a[i] * scale.first * scale.to), r);
-    digits[i] = signed_digits(offset);
-    low += low_pair(offset);
-    high += high_pair(offset);
+    digits[i] = digits_of(uint32_t(simt::nearest(a[i] * scale.first * scale.to)) << (7 - r));
   }
   // Byte i of a register is input i: a transposition of four by four bytes.
   const uint32_t x = simt::permute(digits[0], digits[1], 0x5140), y = simt::permute(digits[2], digits[3], 0x5140);
@@ -104,8 +97,8 @@ BCQ_DEVICE void prepare_quad(const DigitsMemory<tokens>& memory, bool inside, in
   for (int d = 0; d < kDigits; ++d) {
     if (inside) memory.fragments[S::fragment_at(memory.kLanes, step, (token * kDigits + d) * 4 + t, r)] = registers[d];
   }
-  low = simt::reduce_add<8 * span>(low << r);
-  high = simt::reduce_add<8 * span>(high << r);
+  const int low = simt::reduce_add<8 * span>((simt::sum_bytes(registers[0]) + 256 * simt::sum_bytes(registers[1])) << r);
+  const int high = simt::reduce_add<8 * span>((simt::sum_bytes(registers[2]) + 256 * simt::sum_bytes(registers[3])) << r);
   if (within != 0 || !inside) return;
   memory.scales[step * tokens + token] = scale.back;
   memory.pairs[(step * tokens + token) * 2] = float(low);

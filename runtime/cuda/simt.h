@@ -133,6 +133,9 @@ BCQ_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return bytes;
 }
 
+// The sum of four signed bytes.
+BCQ_DEVICE int sum_bytes(uint32_t word) { return __dp4a(int(word), 0x01010101, 0); }
+
 // c += a b, 16 x 32 unsigned bytes times 32 x 8 signed bytes, fragments as PTX has them for m16n8k32.
 BCQ_DEVICE void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800

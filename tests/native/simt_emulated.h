@@ -155,6 +155,12 @@ inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return result;
 }
 
+inline int sum_bytes(uint32_t word) {
+  int sum = 0;
+  for (int i = 0; i < 4; ++i) sum += int8_t(word >> 8 * i);
+  return sum;
+}
+
 // Fragments of m16n8k(16 | 32), k slots of `per` elements in a register: lane 4 g + t holds in a[0], a[2] row g and in
 // a[1], a[3] row g + 8, inputs per * t .. in the first and per * (4 + t) .. in the second half; in b[0], b[1] the same
 // inputs of column g; in c[0], c[1] row g, columns 2 t and 2 t + 1, in c[2], c[3] row g + 8.
