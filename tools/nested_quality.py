@@ -47,7 +47,9 @@ def main() -> None:
     dense = kind.from_pretrained(arguments.model, dtype=torch.float32).eval()
     measure = measure_of(arguments, dense)
     models = {
-        (way, bits): copy.deepcopy(dense) for way in ("apart", "cut", "refit", *JOINT) for bits in PRECISIONS
+        (way, bits): copy.deepcopy(dense)
+        for way in ("apart", "cut", "refit", *arguments.joint)
+        for bits in PRECISIONS
     }
     parameters = {key: dict(model.named_parameters()) for key, model in models.items()}
     wrong, bytes_of, total = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0), 0.0
@@ -58,13 +60,14 @@ def main() -> None:
         weight = np.ascontiguousarray(weight.T if info.transposed else weight)
         squares = float(np.square(weight, dtype=np.float64).sum())
         total += squares
-        for way, solved in every_way(weight, arguments.rounds, bytes_of).items():
+        for way, solved in every_way(weight, arguments, bytes_of).items():
             for bits, made in solved.items():
                 wrong[way, bits] += relative_error(weight, made) * squares
                 values = made.dequantize()
                 values = values.T if info.transposed else values
                 target = parameters[way, bits][info.name]
                 target.data.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+    print(f"float32: {measure(dense)}", flush=True)
     base = bytes_of["apart", 4]
     for (way, bits), model in models.items():
         size = "" if way == "apart" else f", file {bytes_of[way, 4] / base:.3f} of the 4-bit one"
@@ -80,6 +83,7 @@ def parse() -> argparse.Namespace:
     source.add_argument("--sentences", type=Path, help="score TAB sentence TAB sentence: cosine")
     parser.add_argument("--window", type=int, default=256, help="tokens in a window")
     parser.add_argument("--count", type=int, default=64, help="windows, or sentences")
+    parser.add_argument("--joint", nargs="*", choices=JOINT, default=list(JOINT), help="group sizes to try")
     parser.add_argument("--rounds", type=int, default=8, help="alternations of the joint solver")
     return parser.parse_args()
 
@@ -95,7 +99,9 @@ def measure_of(arguments: argparse.Namespace, dense: Any) -> Callable[[Any], str
     return lambda model: f"cosine {float((embed(model, tokenizer, sentences) * expected).sum(1).mean()):.4f}"
 
 
-def every_way(weight: NDArray[np.float32], rounds: int, bytes_of: dict[tuple[str, int], int]) -> Solved:
+def every_way(
+    weight: NDArray[np.float32], arguments: argparse.Namespace, bytes_of: dict[tuple[str, int], int]
+) -> Solved:
     """One matrix solved in every way; adds the bytes of each file that serves all precisions."""
     apart = {bits: solve(weight, bits, 128) for bits in PRECISIONS}
     four = apart[4]
@@ -106,8 +112,8 @@ def every_way(weight: NDArray[np.float32], rounds: int, bytes_of: dict[tuple[str
     bytes_of["apart", 4] += four.words.nbytes + four.alpha.nbytes
     bytes_of["cut", 4] += four.words.nbytes + four.alpha.nbytes
     made = {"refit": refit(weight, four, {2: 128, 3: 128})}
-    for way, sizes in JOINT.items():
-        made[way] = solve_nested(weight, sizes, rounds=rounds)
+    for way in arguments.joint:
+        made[way] = solve_nested(weight, JOINT[way], rounds=arguments.rounds)
     for way, nested in made.items():
         bytes_of[way, 4] += nested.nbytes
         found[way] = {bits: nested.at(bits) for bits in PRECISIONS}
