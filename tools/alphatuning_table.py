@@ -120,6 +120,11 @@ def spaced(text: str) -> str:
     return " ".join(SPACED.sub(r" \1 ", re.sub(r"'(\w)", r" '\1", text)).split())
 
 
+def spaced_mr(text: str) -> str:
+    """The same for the inputs, whose commas and brackets stay: ``£20-25`` is written ``£ 20 - 25``."""
+    return re.sub(r"(\d)-(\d)", r"\1 - \2", re.sub(r"£(\d)", r"£ \1", text))
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Lines of an xz-compressed jsonl file."""
     with lzma.open(path, "rt", encoding="utf-8") as stream:
@@ -136,7 +141,7 @@ class Bench:
         self.train = read(arguments.data / "train.jsonl.xz")
         tests = read(arguments.data / "test.jsonl.xz")
         chosen = [tests[i * len(tests) // self.inputs] for i in range(min(self.inputs, len(tests)))]
-        self.tests = [(spaced(test["mr"]), [spaced(ref) for ref in test["refs"]]) for test in chosen]
+        self.tests = [(spaced_mr(test["mr"]), [spaced(ref) for ref in test["refs"]]) for test in chosen]
         for part in ("cells", "bases", "models", "adapters"):
             (self.work / part).mkdir(parents=True, exist_ok=True)
 
