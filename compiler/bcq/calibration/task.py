@@ -122,7 +122,7 @@ def solve_task(task: SolveTask) -> Solved:
         stored = _stored(task.weights)
         dense = np.ascontiguousarray(stored.T if task.transposed else stored)
         moments = _matrix(task.moments)
-        target = compensated(dense, moments, _matrix(task.drift))
+        target = compensated(dense, moments, _matrix(task.drift), task.name)
         solved = solve_calibrated(
             target, moments, task.bits, task.group_size, task.offset, task.seed, task.name
         )
