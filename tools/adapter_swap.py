@@ -161,19 +161,19 @@ def fed(folder: Path) -> dict[str, Any]:
 
 
 def _first_use(folder: Path) -> float:
-    """Seconds until a task's values on the disk are ready to be fed; the median of all tasks."""
+    """CPU seconds until a task's values on the disk are ready to be fed; the median of all tasks."""
     from bcq.tasks import Tasks
 
     tasks, times = Tasks(folder / "all"), []
     for task in TASKS:
-        began = time.perf_counter()
+        began = time.process_time()
         tasks.feeds(task)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return statistics.median(times)
 
 
 def _swap_times(model: Any) -> dict[str, float]:
-    """Median seconds of a decode step that runs the task of the step before, and of one that runs another."""
+    """Median CPU seconds of decode steps: the same task as the step before, another one, the base."""
     tokens, mask = np.array([PROMPT[-1:]]), np.ones((1, len(PROMPT) + 1), np.int64)
     _, past = model.logits(np.array([PROMPT]), model.empty_cache(), mask[:, :-1])
     times: dict[bool, list[float]] = {True: [], False: []}
@@ -181,14 +181,14 @@ def _swap_times(model: Any) -> dict[str, float]:
     for step in range(2 * STEPS):
         swap = step % 2 == 1
         current += swap
-        began = time.perf_counter()
+        began = time.process_time()
         model.logits(tokens, past, mask, TASKS[current % len(TASKS)])
-        times[swap].append(time.perf_counter() - began)
+        times[swap].append(time.process_time() - began)
     base = []
     for _ in range(STEPS):
-        began = time.perf_counter()
+        began = time.process_time()
         model.logits(tokens, past, mask)
-        base.append(time.perf_counter() - began)
+        base.append(time.process_time() - began)
     return {
         "same": statistics.median(times[False]),
         "swap": statistics.median(times[True]),
@@ -197,7 +197,7 @@ def _swap_times(model: Any) -> dict[str, float]:
 
 
 def _batch_times(model: Any) -> dict[str, float]:
-    """Seconds for a batch of one task, of four, and for its rows one by one; the best of three."""
+    """CPU seconds for a batch of one task, of four, and for its rows one by one; the best of three."""
     prompts = [PROMPT[row:] for row in range(ROWS)]
     mixed = [TASKS[row % len(TASKS)] for row in range(ROWS)]
     kinds: dict[str, Callable[[], Any]] = {
@@ -212,9 +212,9 @@ def _batch_times(model: Any) -> dict[str, float]:
     best = dict.fromkeys(kinds, np.inf)
     for _ in range(3):
         for kind, call in kinds.items():
-            began = time.perf_counter()
+            began = time.process_time()
             call()
-            best[kind] = min(best[kind], time.perf_counter() - began)
+            best[kind] = min(best[kind], time.process_time() - began)
     return best
 
 
@@ -323,6 +323,7 @@ Requests have {len(PROMPT)} prompt tokens and ask for {NEW} (SHA-256 of all toke
 
 - Added: anonymous memory once the tasks are open and each has served a request, over that after two requests
   of the base; then again after 20 requests more.
+- Times are of the CPU, over all threads, so that a busy machine counts little.
 - A decode step that runs another task than the step before: {ms["swap"]}; the same task: {ms["same"]};
   the base: {ms["base"]} (medians of {STEPS}). Reading and arranging a task's values, once: {ms["first"]}.
 - A batch of {ROWS} rows, {NEW} new tokens each, all of one task: {ms["batch_one"]}; of four tasks:
