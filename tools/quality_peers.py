@@ -60,13 +60,13 @@ def asymmetric_grid(groups: Tensor, bits: int, ratio: float) -> Grid:
     return Grid(scale, torch.clamp(torch.round(-low / scale), 0, 2**bits - 1), bits)
 
 
-def searched(groups: Tensor, bits: int, make: Callable[[Tensor, int, float], Grid], weight: Tensor) -> Grid:
-    """The grid whose clipping ratio has the least weighted squared error, group by group."""
+def searched(groups: Tensor, bits: int, make: Callable[[Tensor, int, float], Grid]) -> Grid:
+    """The grid whose clipping ratio has the least squared error, group by group."""
     best = make(groups, bits, 1.0)
-    lowest = ((best.nearest(groups) - groups).square() * weight).sum(-1, keepdim=True)
+    lowest = ((best.nearest(groups) - groups).square()).sum(-1, keepdim=True)
     for ratio in RATIOS[1:]:
         grid = make(groups, bits, ratio)
-        wrong = ((grid.nearest(groups) - groups).square() * weight).sum(-1, keepdim=True)
+        wrong = ((grid.nearest(groups) - groups).square()).sum(-1, keepdim=True)
         better = wrong < lowest
         lowest = torch.where(better, wrong, lowest)
         best = Grid(
@@ -127,7 +127,7 @@ PEERS = {
 
 def _rtn(weights: Tensor, bits: int, group_size: int, make: Callable[[Tensor, int, float], Grid]) -> Tensor:
     groups = weights.reshape(len(weights), -1, group_size)
-    return searched(groups, bits, make, torch.ones(())).nearest(groups).reshape(weights.shape)
+    return searched(groups, bits, make).nearest(groups).reshape(weights.shape)
 
 
 def _better_gptq(
@@ -166,11 +166,11 @@ def _gptq(
     left = weights[:, order].clone()
     result = torch.empty_like(weights)
     parts = [slice(begin, begin + group_size) for begin in range(0, inputs, group_size)]
-    grids = [searched(weights[:, part], bits, make, diagonal[part]) for part in parts] if by_square else []
+    grids = [searched(weights[:, part], bits, make) for part in parts] if by_square else []
     for begin in range(0, inputs, group_size):
         end = begin + group_size
         if not by_square:
-            grids.append(searched(left[:, begin:end], bits, make, diagonal[begin:end]))
+            grids.append(searched(left[:, begin:end], bits, make))
         errors = torch.empty(len(weights), group_size)
         for j in range(begin, end):
             column = int(order[j])
