@@ -101,6 +101,9 @@ def test_sensitivities_are_measured_once_and_reused(
         assert 0 < small <= large
     monkeypatch.setattr(probe, "Probe", None)  # nothing is measured again
     assert run(words, capsys) == (0, first)
+    talking = [word for word in words if word != "--quiet"]
+    assert main([*talking, "--sensitivity-text", str(TEXT)]) == 0
+    assert "s.json is reused; remove it to measure on" in capsys.readouterr().err
 
 
 def test_a_matrix_that_matters_to_the_outputs_is_more_sensitive(monkeypatch: pytest.MonkeyPatch) -> None:

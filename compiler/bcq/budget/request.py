@@ -35,6 +35,11 @@ class Request:
     text: Path | None = None
     sensitivity: Path | None = None
 
+    @property
+    def reused(self) -> bool:
+        """Whether the file of sensitivities is there."""
+        return self.sensitivity is not None and self.sensitivity.exists()
+
     def __post_init__(self) -> None:
         timed = self.target.kind == LATENCY
         if timed and self.cost_table is None:
@@ -80,6 +85,8 @@ def fulfil(
     model = read_model(path, options)
     if not model.subjects:
         raise UsageError("E204", f"{path} has no matrix that can be packed, a budget has nothing to decide.")
+    if request.reused and request.text is not None:
+        warn(f"{request.sensitivity} is reused; remove it to measure on '{request.text}'")
     table = _table(path, model, options, request, progress)
     return choose(model, options, request.target, table, times, bits)
 
@@ -97,7 +104,7 @@ def _times(file: Path, warn: Callable[[str], None]) -> tuple[Cost, frozenset[int
 
 def _table(path: Path, model: Model, options: QuantizeOptions, request: Request, progress: Progress) -> Table:
     file = request.sensitivity
-    if file is not None and file.exists():
+    if file is not None and request.reused:
         return Table.read(file)
     if request.text is not None:
         from bcq.budget.measure import measure
