@@ -10,7 +10,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -69,6 +69,15 @@ kill: build ## kills and full disks at every call that changes the disk, with st
 
 memory: build ## peak memory of quantizing and exporting a model of over 2 GB: 10 minutes, 5 GB of disk
 	$(PY) tools/peak_memory.py --folder build --method greedy
+
+adapters: build ## one session, four tasks: memory, swap time, equality
+	$(PY) tools/adapter_swap.py --write docs/benchmarks/adapters.md
+
+alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and DATA; WORK keeps finished cells
+	$(PY) tools/alphatuning_table.py --model $(MODEL) --data $(DATA) --work $(WORK)
+
+gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 8 minutes
+	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
