@@ -114,7 +114,8 @@ def _as_dense(checkpoint: Checkpoint, matrices: Matrices) -> tuple[Checkpoint, l
         first = checkpoint.entry(matrix.tensors[0])
         shape = (matrix.inputs, matrix.rows) if turned.get(name) else (matrix.rows, matrix.inputs)
         kept[name] = StoredTensor(name, "F16", shape, first.file, first.offset, 0)
-        _drop_bias(checkpoint, kept, f"{name.removesuffix('.weight')}.bias", set(turned))
+        if name in turned:
+            _drop_bias(checkpoint, kept, f"{name.removesuffix('.weight')}.bias", set(turned))
     dense = dataclasses.replace(checkpoint, tensors=kept)
     found = find_matrices(dense)
     strays = sorted(set(matrices) - {info.stored for info in found})
