@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Tests and benches choose their own threads; libraries must not take every core behind their back.
 export OMP_NUM_THREADS ?= 1
+export ORT_DISABLE_TELEMETRY ?= 1
 WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 

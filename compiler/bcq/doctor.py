@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bcq import contract
+from bcq import contract, cuda
 from bcq.chosen import chosen_kernels, holds_resident
 from bcq.core import Core
 from bcq.errors import BcqError, UsageError
@@ -42,9 +42,9 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
         (chosen for each operator and bits, all built), ``weights`` (kernels for which a session copies
         the codes when its program does not choose, and the room for such copies, half of available memory),
-        ``profile``, ``memory`` (total and available MB, huge pages); with a model also ``model`` and
-        ``nodes`` (see `bcq.chosen.ChosenKernel`; None when the library refuses one of its variables, which
-        is the error of ``cpu``, ``weights`` or ``profile``).
+        ``profile``, ``memory`` (total and available MB, huge pages), ``cuda`` (see `bcq.cuda.facts`); with a
+        model also ``model`` and ``nodes`` (see `bcq.chosen.ChosenKernel`; None when the library refuses one
+        of its variables, which is the error of ``cpu``, ``weights`` or ``profile``).
 
     Raises:
         InputError: when there is no such model, or it is damaged.
@@ -57,6 +57,7 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         "onnxruntime_api": f"{contract.ORT_API_VERSION} or newer",
         **_library_facts(),
         "memory": {**_memory(), "huge_pages": _huge_pages()},
+        "cuda": cuda.facts(),
         **({} if model is None else _model_facts(model)),
     }
 
