@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq.calibration import CalibrationOptions
 from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
@@ -24,6 +25,8 @@ def quantize(
     output: str | Path | None = None,
     *,
     resume: bool = False,
+    calibrate: str | Path | None = None,
+    workers: int | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> QuantizedBase:
@@ -33,6 +36,8 @@ def quantize(
         model: Hugging Face folder with safetensors.
         output: where the quantized base goes; None keeps it in a temporary folder until the program ends.
         resume: go on with the matrices that a stopped run of the same output has finished.
+        calibrate: text on which matrices are solved, as :class:`bcq.calibration.CalibrationOptions` takes it.
+        workers: processes that solve them.
         progress: told about each matrix.
         **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``.
 
@@ -45,7 +50,14 @@ def quantize(
     from bcq.quantize import quantize as quantize_folder
 
     folder = Path(output) if output is not None else _temporary_folder() / "base"
-    return quantize_folder(Path(model), folder, QuantizeOptions(**options), progress=progress, resume=resume)
+    return quantize_folder(
+        Path(model),
+        folder,
+        QuantizeOptions(**options),
+        progress=progress,
+        resume=resume,
+        calibration=_calibration(calibrate, workers),
+    )
 
 
 def export(
@@ -60,6 +72,8 @@ def export(
     adapters: Sequence[str | Path | Adapter] = (),
     lora: str | Path | None = None,
     allow_loss: bool = False,
+    calibrate: str | Path | None = None,
+    workers: int | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -76,6 +90,8 @@ def export(
         adapters: tasks that the model shall serve, one per request.
         lora: LoRA checkpoint of PEFT: merged into a dense model, or said with the codes of a base.
         allow_loss: accept that less than half of the LoRA's change is retained.
+        calibrate: text on which the matrices of a model folder are solved.
+        workers: processes that solve them.
         progress: told about each stage.
         **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
 
@@ -101,6 +117,7 @@ def export(
         adapters=adapters,
         lora=lora,
         allow_loss=allow_loss,
+        calibration=_calibration(calibrate, workers),
     )
 
 
@@ -150,6 +167,10 @@ def tune(
         progress=progress,
     )
     return result.adapter
+
+
+def _calibration(calibrate: str | Path | None, workers: int | None) -> CalibrationOptions | None:
+    return None if calibrate is None else CalibrationOptions(Path(calibrate), workers=workers)
 
 
 def _temporary_folder() -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bcq import report
 from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
+from bcq.calibration.settings import CalibrationOptions
 from bcq.checkpoint import Checkpoint, read_config, read_json
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.export_lora import ExportLora
@@ -91,6 +92,7 @@ def export(
     adapters: Sequence[str | Path | Adapter] = (),
     lora: str | Path | None = None,
     allow_loss: bool = False,
+    calibration: CalibrationOptions | None = None,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -110,6 +112,7 @@ def export(
         lora: a LoRA checkpoint of PEFT. A dense model is merged with it and quantized anew; a base keeps its
             codes and gets the factors that come closest.
         allow_loss: accept that less than half of the LoRA's change is retained.
+        calibration: text on which the matrices of a model folder are solved.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
@@ -124,6 +127,7 @@ def export(
     """
     began = time.monotonic()
     graph = _GraphChoices(fuse, _known_level(accuracy_level))
+    _check_calibrates(source, calibration)
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
     tasks = ExportTasks.open(adapter, adapters, output)
@@ -141,11 +145,13 @@ def export(
             kind, packed = "graph", _export_file(opened, folder, chosen, progress, graph, finished)
         else:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
-                base = _quantized(opened, Path(temporary) / "base", options, progress, finished, change)
+                base = _quantized(
+                    opened, Path(temporary) / "base", options, progress, finished, change, calibration
+                )
                 tasks.check_fits(base)
                 kind, packed = _export_base(base, folder, progress, graph, tasks)
         _check_share(packed, allow_partial)
-        recorded = _recorded_options(opened, options)
+        recorded = _recorded_options(opened, options, calibration)
         text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         write_manifest(folder, command, int(recorded.get("seed", 0)))
@@ -182,6 +188,17 @@ def _opened(source: str | Path | QuantizedBase, options: QuantizeOptions | None)
     architecture_of(source.config)
     check_side_files(source.folder)
     return source
+
+
+def _check_calibrates(source: str | Path | QuantizedBase, calibration: CalibrationOptions | None) -> None:
+    """Refuses a text for what has no torch model to run it."""
+    path = source.folder if isinstance(source, QuantizedBase) else Path(source)
+    if calibration is not None and (_is_graph(path) or is_base(read_config(path))):
+        raise UsageError(
+            "E203",
+            f"--calibrate needs a dense model folder, {path} is a base or a graph.",
+            "Calibrate when it is quantized: `bcq quantize MODEL -o base --calibrate TEXT`.",
+        )
 
 
 def _is_graph(source: Path) -> bool:
@@ -233,13 +250,15 @@ def _quantized(
     progress: Progress,
     finished: Finished,
     change: ExportLora | None,
+    calibration: CalibrationOptions | None,
 ) -> QuantizedBase:
     from bcq.quantize import quantize
 
+    how: dict[str, Any] = {"progress": progress, "finished": finished, "calibration": calibration}
     if change is None:
-        return quantize(model, folder, options, progress=progress, finished=finished)
+        return quantize(model, folder, options, **how)
     with change.merged(model, folder.parent) as merged:
-        base = quantize(merged, folder, options, progress=progress, finished=finished)
+        base = quantize(merged, folder, options, **how)
     change.check(base, model)
     return base
 
@@ -330,7 +349,9 @@ def _check_share(packed: PackReport, allow_partial: bool) -> None:
     )
 
 
-def _recorded_options(source: Source, options: QuantizeOptions | None) -> dict[str, Any]:
+def _recorded_options(
+    source: Source, options: QuantizeOptions | None, calibration: CalibrationOptions | None
+) -> dict[str, Any]:
     """The options for report and manifest; a base remembers its own."""
     if isinstance(source, QuantizedBase):
         section = source.config.get("quantization_config", {})
@@ -344,6 +365,7 @@ def _recorded_options(source: Source, options: QuantizeOptions | None) -> dict[s
         "embeddings": chosen.embeddings,
         "overrides": [str(override) for override in chosen.overrides],
         "seed": chosen.seed,
+        **({"calibration": calibration.described()} if calibration else {}),
     }
 
 

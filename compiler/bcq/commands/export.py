@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcq.commands.calibrating import add_calibration_options, calibration_options, without_places
 from bcq.commands.options import (
     add_quantize_options,
     add_verb,
@@ -70,6 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
     add_quantize_options(verb)
+    add_calibration_options(verb)
     verb.set_defaults(run=run)
 
 
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
-        command=["bcq", *recorded(_by_name(arguments), arguments.source)],
+        command=["bcq", *without_places(recorded(_by_name(arguments), arguments.source))],
         fuse=arguments.fuse,
         accuracy_level=arguments.accuracy_level,
         resume=arguments.resume,
@@ -93,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         adapters=arguments.adapters,
         lora=arguments.lora,
         allow_loss=arguments.allow_loss,
+        calibration=calibration_options(arguments),
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
