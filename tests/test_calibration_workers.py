@@ -22,7 +22,7 @@ from graphs import normal
 def task(name: str = "one", rows: int = 24, inputs: int = 64, moments: Any = None) -> SolveTask:
     inputs_seen = normal(500, inputs) * np.linspace(0.1, 2, inputs, dtype=np.float32)
     seen = inputs_seen.T @ inputs_seen / np.float32(500) if moments is None else moments
-    return SolveTask(name, normal(rows, inputs), False, seen, seen / 50, 2, 32, False, 0)
+    return SolveTask(name, normal(rows, inputs), False, seen, 2, 32, False, 0)
 
 
 def same(one: Solved, other: Solved) -> bool:
@@ -56,11 +56,9 @@ def test_weights_and_moments_may_lie_in_files(tmp_path: Path) -> None:
     assert isinstance(dense.weights, np.ndarray)
     assert isinstance(dense.moments, np.ndarray)
     save_file({"x": np.ascontiguousarray(dense.weights.T)}, tmp_path / "w.safetensors")
-    assert isinstance(dense.drift, np.ndarray)
     np.save(tmp_path / "m.npy", dense.moments)
-    np.save(tmp_path / "d.npy", dense.drift)
     stored = read_header(tmp_path / "w.safetensors").tensors["x"]
-    lying = SolveTask("one", stored, True, tmp_path / "m.npy", tmp_path / "d.npy", 2, 32, False, 0)
+    lying = SolveTask("one", stored, True, tmp_path / "m.npy", 2, 32, False, 0)
     assert same(solve_task(lying), solve_task(dense))
     assert same(solve_task(lying.with_values()), solve_task(dense))
 

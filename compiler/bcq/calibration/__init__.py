@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization that sees the inputs of each matrix: text in, second moments block by block, matrices out.
 
-Data flows from `texts` over `tokens` to `stream`, which walks the blocks of a model (`blocks`, `weights`,
+Data flows from `texts` over `tokens` to `calibrate`, which walks the blocks of a model (`blocks`, `weights`,
 `hidden`, `moments`) and gives matrices as `task` to `pool` (processes) or `cluster` (Dask).
 """
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a model block by block over calibration text and solves the matrices of each under its real inputs.
 
-One block is in memory at a time. Its inputs come from the blocks before it as they were packed, and are
-compared with those that the dense model has at the same place, so it makes up for a part of their errors.
+One block is in memory at a time. Its inputs come from the blocks before it as they were packed.
 """
 
 from __future__ import annotations
@@ -131,7 +130,6 @@ class _Walk:
         self._outer_layers = [name for name in self._layers if not name.startswith(inside)]
         shapes = [(len(batch), batch.shape[1]) for batch in self._batches]
         self._states = HiddenStates(scratch / "states", shapes)  # of the blocks as they were packed
-        self._meant = HiddenStates(scratch / "meant", shapes)  # of the dense blocks
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self._digest = self._begin(tokens.digest)
 
@@ -149,13 +147,9 @@ class _Walk:
     def close(self) -> None:
         """Closes files."""
         self._states.close()
-        self._meant.close()
 
     def _front(self) -> None:
         """Hidden states of the first block; a layer before it is solved, and they are made again."""
-        with self._weights.loaded(self._outside, packed=False):
-            for number, ids in enumerate(self._batches):
-                self._meant.write(number, self._blocks.front(ids)[0])
         moments = self._moments_of_front()
         if moments.names():
             self._solve(self._missing(moments.names()), moments)
@@ -169,44 +163,44 @@ class _Walk:
             for number, ids in enumerate(self._batches):
                 readings.begin()
                 states, calls = self._blocks.front(ids)
-                moments.add(readings.end(), [], self._threads)
+                moments.add(readings.end(), self._threads)
                 self._states.write(number, states)
                 self._calls[tuple(ids.shape)] = calls
         return moments
 
     def _block(self, number: int) -> None:
-        """Solves one block, and moves both kinds of hidden states behind it."""
+        """Solves one block under what it reads while it is dense, and moves the hidden states behind it."""
         block, name = self._blocks.items[number], f"{self._blocks.name}.{number}"
         held = holders(block, name)
         missing = self._missing([layer for layer in self._layers if layer.startswith(f"{name}.")])
-        moments, readings = Moments(self._scratch), self._readings(missing)
-
-        def read(batch: int) -> tuple[list[Reading], list[Reading]]:
-            readings.begin()
-            self._meant.write(batch, self._run_block(number, batch, self._meant))
-            meant = readings.end()
-            if missing:
-                readings.begin()
-                self._run_block(number, batch, self._states)
-            return readings.end(), meant
-
-        with self._weights.loaded(held, packed=False), readings.hooked():
-            for noted, meant in self._each_batch(read):
-                moments.add(noted, meant, self._threads)
-        self._solve(missing, moments)
-        moments.remove()
+        if missing:
+            self._solve_block(number, held, missing)
 
         def move(batch: int) -> None:
-            self._states.write(batch, self._run_block(number, batch, self._states))
+            self._states.write(batch, self._run_block(number, batch))
 
         with self._weights.loaded(held, packed=True):
             for _ in self._each_batch(move):
                 pass
         self._follow(held)
 
-    def _run_block(self, number: int, batch: int, states: HiddenStates) -> torch.Tensor:
+    def _solve_block(self, number: int, held: Mapping[str, nn.Module], missing: Mapping[str, str]) -> None:
+        moments, readings = Moments(self._scratch), self._readings(missing)
+
+        def read(batch: int) -> list[Reading]:
+            readings.begin()
+            self._run_block(number, batch)
+            return readings.end()
+
+        with self._weights.loaded(held, packed=False), readings.hooked():
+            for noted in self._each_batch(read):
+                moments.add(noted, self._threads)
+        self._solve(missing, moments)
+        moments.remove()
+
+    def _run_block(self, number: int, batch: int) -> torch.Tensor:
         calls = self._calls[tuple(self._batches[batch].shape)]
-        return self._blocks.run(number, states.read(batch), calls[number])
+        return self._blocks.run(number, self._states.read(batch), calls[number])
 
     def _tail(self) -> None:
         """Solves what reads the last hidden states: heads and the layers before them."""
@@ -214,14 +208,10 @@ class _Walk:
         if not missing:
             return
         moments, readings = Moments(self._scratch), self._readings(missing)
-
-        def read(batch: int, states: HiddenStates) -> list[Reading]:
-            self._blocks.tail(self._batches[batch], states.read(batch), readings.begin)
-            return readings.end()
-
         with self._weights.loaded(self._outside, packed=True), readings.hooked():
-            for batch in range(len(self._batches)):
-                moments.add(read(batch, self._states), read(batch, self._meant), self._threads)
+            for number, ids in enumerate(self._batches):
+                self._blocks.tail(ids, self._states.read(number), readings.begin)
+                moments.add(readings.end(), self._threads)
         self._solve(missing, moments)
         moments.remove()
 
@@ -251,7 +241,6 @@ class _Walk:
             weights=self._checkpoint.entry(matrix.stored),
             transposed=matrix.transposed,
             moments=moments.path(name),
-            drift=moments.drift(name),
             bits=matrix.bits,
             group_size=matrix.group_size,
             offset=matrix.offset,

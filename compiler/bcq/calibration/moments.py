@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second moments of what linear layers read, shared by those that read the same, and how it is off."""
+"""Second moments of what linear layers read, shared by those that read the same."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Reading = tuple[str, "torch.Tensor"]  # name of a layer, and what it read: [...,
 
 @dataclass
 class _Sums:
-    """Sums over ``rows`` inputs y of a layer, of which the dense model has x at the same place.
+    """The sum of x x^T over ``rows`` inputs x of a layer.
 
     Attributes:
-        paths: files with y y^T and (x - y) y^T, float32 ``[K, K]``.
-        values: the same, mapped until they are finished.
+        path: file with the sum, float32 ``[K, K]``.
+        values: the same, mapped until it is finished.
         rows: how many there were.
     """
 
-    paths: tuple[Path, Path]
-    values: tuple[torch.Tensor, torch.Tensor] | None
+    path: Path
+    values: torch.Tensor | None
     rows: int = 0
 
 
@@ -99,21 +99,16 @@ class Moments:
         """Layers that have read something."""
         return list(self._of)
 
-    def add(self, came: Iterable[Reading], meant: Iterable[Reading], threads: ThreadPoolExecutor) -> None:
+    def add(self, readings: Iterable[Reading], threads: ThreadPoolExecutor) -> None:
         """Adds one batch; layers that read the same tensor when they are first seen share their sums.
 
         Args:
-            came: what layers read.
-            meant: what they read in the dense model, as far as that is known.
+            readings: what layers read.
             threads: that share the products.
         """
-        aims: dict[str, list[torch.Tensor]] = {}
-        for name, tensor in meant:
-            aims.setdefault(name, []).append(tensor)
         added: set[tuple[int, int]] = set()
         first: dict[int, _Sums] = {}
-        for name, tensor in came:
-            aim = aims[name].pop(0) if aims.get(name) else tensor
+        for name, tensor in readings:
             if name not in self._of:
                 if id(tensor) not in first:
                     first[id(tensor)] = self._new(tensor.shape[-1])
@@ -121,37 +116,30 @@ class Moments:
             sums = self._of[name]
             if (id(sums), id(tensor)) not in added:
                 added.add((id(sums), id(tensor)))
-                _accumulate(sums, tensor, aim if aim.shape == tensor.shape else tensor, threads)
+                _accumulate(sums, tensor, threads)
 
     def finish(self) -> None:
         """Turns sums into means; they are in the files alone from now on."""
         for sums in self._all:
-            for values in sums.values or ():
-                values /= sums.rows
+            if sums.values is not None:
+                sums.values /= sums.rows
             sums.values = None
 
     def path(self, name: str) -> Path:
-        """The file with the mean of y y^T, float32 ``[K, K]``, over the inputs y of a layer."""
-        return self._of[name].paths[0]
-
-    def drift(self, name: str) -> Path:
-        """The file with the mean of (x - y) y^T, x being the inputs in the dense model."""
-        return self._of[name].paths[1]
+        """The file with the mean of x x^T, float32 ``[K, K]``, over the inputs x of a layer."""
+        return self._of[name].path
 
     def remove(self) -> None:
         """Removes all files."""
         for sums in self._all:
-            for path in sums.paths:
-                path.unlink(missing_ok=True)
+            sums.path.unlink(missing_ok=True)
         self._of, self._all = {}, []
 
     def _new(self, inputs: int) -> _Sums:
         import torch
 
-        number = len(self._all)
-        paths = (self._folder / f"moments-{number}.npy", self._folder / f"drift-{number}.npy")
-        one, other = (_mapped(path, inputs) for path in paths)
-        self._all.append(_Sums(paths, (torch.from_numpy(one), torch.from_numpy(other))))
+        path = self._folder / f"moments-{len(self._all)}.npy"
+        self._all.append(_Sums(path, torch.from_numpy(_mapped(path, inputs))))
         return self._all[-1]
 
 
@@ -163,16 +151,14 @@ def _mapped(path: Path, inputs: int) -> Float32:
     return values
 
 
-def _accumulate(sums: _Sums, came: torch.Tensor, meant: torch.Tensor, threads: ThreadPoolExecutor) -> None:
-    assert sums.values is not None  # finish comes last
-    squares, drift = sums.values
-    rows = came.reshape(-1, came.shape[-1]).float().contiguous()
-    off = (meant - came).reshape(rows.shape).float().contiguous()
+def _accumulate(sums: _Sums, inputs: torch.Tensor, threads: ThreadPoolExecutor) -> None:
+    values = sums.values
+    assert values is not None  # finish comes last
+    rows = inputs.reshape(-1, inputs.shape[-1]).float().contiguous()
 
     def add(begin: int) -> None:
         part = slice(begin, begin + ROWS)
-        squares[part].addmm_(rows[:, part].T, rows)
-        drift[part].addmm_(off[:, part].T, rows)
+        values[part].addmm_(rows[:, part].T, rows)
 
     for _ in threads.map(add, range(0, rows.shape[1], ROWS)):
         pass

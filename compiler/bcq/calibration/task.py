@@ -27,8 +27,7 @@ class SolveTask:
         name: checkpoint name of the matrix.
         weights: the matrix as the checkpoint holds it, or where it lies.
         transposed: whether that is ``[K, N]``.
-        moments: mean of y y^T over its inputs y, float32 ``[K, K]``, or the ``.npy`` file that holds it.
-        drift: mean of (x - y) y^T, x being the inputs in the dense model, likewise.
+        moments: mean of x x^T over its inputs x, float32 ``[K, K]``, or the ``.npy`` file that holds it.
         bits: q.
         group_size: g.
         offset: whether groups have offsets.
@@ -39,7 +38,6 @@ class SolveTask:
     weights: StoredTensor | Float32
     transposed: bool
     moments: Path | Float32
-    drift: Path | Float32
     bits: int
     group_size: int
     offset: bool
@@ -47,8 +45,7 @@ class SolveTask:
 
     def with_values(self) -> SolveTask:
         """The same for a machine that has none of the files."""
-        moments, drift = _matrix(self.moments), _matrix(self.drift)
-        return replace(self, weights=_stored(self.weights), moments=moments, drift=drift)
+        return replace(self, weights=_stored(self.weights), moments=_matrix(self.moments))
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Solved:
         name: checkpoint name of the matrix.
         weight: the matrix, packed.
         relative_error: sum of squared errors over the sum of squared weights.
-        calibrated_error: tr(E H E^T) / tr(T H T^T) for second moments H and errors E against the matrix T
-            that makes up for what the inputs are off.
+        calibrated_error: tr(E H E^T) / tr(W H W^T) for second moments H and errors E against the matrix W.
     """
 
     name: str
@@ -116,21 +112,20 @@ def solve_task(task: SolveTask) -> Solved:
     Raises:
         BcqError: with the name of the matrix; E602 when memory runs out.
     """
-    from bcq.solver import calibrated_error, compensated, relative_error, solve_calibrated
+    from bcq.solver import calibrated_error, relative_error, solve_calibrated
 
     try:
         stored = _stored(task.weights)
         dense = np.ascontiguousarray(stored.T if task.transposed else stored)
         moments = _matrix(task.moments)
-        target = compensated(dense, moments, _matrix(task.drift), task.name)
         solved = solve_calibrated(
-            target, moments, task.bits, task.group_size, task.offset, task.seed, task.name
+            dense, moments, task.bits, task.group_size, task.offset, task.seed, task.name
         )
         return Solved(
             task.name,
             packing.pack(solved),
             relative_error(dense, solved),
-            calibrated_error(target, solved, moments),
+            calibrated_error(dense, solved, moments),
         )
     except BcqError:
         raise

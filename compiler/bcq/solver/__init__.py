@@ -5,6 +5,5 @@ from __future__ import annotations
 
 from bcq.solver.calibrated import calibrated_error, solve_calibrated
 from bcq.solver.solve import relative_error, solve
-from bcq.solver.target import compensated
 
-__all__ = ["calibrated_error", "compensated", "relative_error", "solve", "solve_calibrated"]
+__all__ = ["calibrated_error", "relative_error", "solve", "solve_calibrated"]

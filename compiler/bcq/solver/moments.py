@@ -47,7 +47,7 @@ def checked(second_moments: Float32, inputs: int, name: str) -> Float32:
     """
     if second_moments.shape != (inputs, inputs):
         raise ValueError(f"second_moments: got {list(second_moments.shape)}, expected [{inputs}, {inputs}]")
-    check_finite(second_moments, f"{name}: second moments of its inputs")
+    _check_finite(second_moments, f"{name}: second moments of its inputs")
     squares = second_moments.diagonal()
     if (squares < 0).any():
         worst = int(squares.argmin())
@@ -66,7 +66,7 @@ def checked(second_moments: Float32, inputs: int, name: str) -> Float32:
     return matrix
 
 
-def check_finite(moments: Float32, what: str) -> None:
+def _check_finite(moments: Float32, what: str) -> None:
     """Refuses numbers that are not finite, a few rows at a time.
 
     Raises:
