@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def change_config(folder: Path, **fields: Any) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps({**config, **fields}))
 
 
-def change_tensors(folder: Path, metadata: dict[str, str] | None = None, **tensors: Any) -> None:
+def change_tensors(folder: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
     file = folder / WEIGHTS_FILE
     kept = {**load_file(file), **tensors}
     config = json.loads((folder / CONFIG_FILE).read_text())
@@ -131,7 +132,7 @@ def test_wrong_shapes_are_refused(base: QuantizedBase) -> None:
         {"offset": np.zeros((256, 3), np.float16)},
     ):
         wrong = replace(good, alphas={C_FC: replace(good.alphas[C_FC], **change)})
-        code, message = code_of(lambda wrong=wrong: wrong.check_fits(base))
+        code, message = code_of(partial(wrong.check_fits, base))
         assert code == "E302"
         assert f"'{C_FC}.{next(iter(change))}' has shape" in message
     bias = replace(good, dense={BIAS: np.zeros(255, np.float32)})
@@ -148,7 +149,7 @@ def test_values_that_are_not_finite_are_refused(base: QuantizedBase, folder: Pat
     bad = np.full((256, 2), np.inf, np.float16)
     assert code_of(lambda: Adapter("a", base.base_hash, {C_FC: Alphas(bad)}))[0] == "E106"
     bad[0, 0] = np.nan
-    change_tensors(folder, **{f"{C_FC}.alpha_1": bad})
+    change_tensors(folder, {f"{C_FC}.alpha_1": bad})
     code, message = code_of(lambda: Adapter.open(folder))
     assert code == "E106"
     assert f"'{C_FC}.alpha_1' holds NaN" in message
@@ -195,18 +196,18 @@ def test_a_configuration_that_lies_is_refused(fields: dict[str, Any], code: str,
 
 
 def test_a_matrix_without_alpha_1_is_refused(folder: Path) -> None:
-    change_tensors(folder, **{f"{C_FC}.alpha_1": None})
+    change_tensors(folder, {f"{C_FC}.alpha_1": None})
     assert code_of(lambda: Adapter.open(folder))[0] == "E107"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "uint8"])
 def test_factors_of_another_type_are_refused(dtype: str, folder: Path) -> None:
-    change_tensors(folder, **{f"{C_FC}.alpha_1": np.ones((256, 2), dtype)})
+    change_tensors(folder, {f"{C_FC}.alpha_1": np.ones((256, 2), dtype)})
     assert code_of(lambda: Adapter.open(folder))[0] == "E302"
 
 
 def test_tensors_of_another_save_are_refused(folder: Path) -> None:
-    change_tensors(folder, metadata={})
+    change_tensors(folder, {}, metadata={})
     assert "base_hash" in code_of(lambda: Adapter.open(folder))[1]
 
 

@@ -351,17 +351,18 @@ def test_genai_swaps_tasks_with_the_same_files(made: Made, capfd: pytest.Capture
     for name in made.tasks:
         adapters.load(str(made.folder / "adapters" / name / FILE), name)
     ours = bcq.load(made.folder)
-    for name in (None, *made.tasks, None, "a"):
+    asked: tuple[str | None, ...] = (None, *made.tasks, None, "a")
+    for task_name in asked:
         settings = genai.GeneratorParams(model)
         settings.set_search_options(max_length=len(PROMPT) + 8)
         generator = genai.Generator(model, settings)
-        if name:
-            generator.set_active_adapter(adapters, name)
+        if task_name:
+            generator.set_active_adapter(adapters, task_name)
         generator.append_tokens(PROMPT)
         while not generator.is_done():
             generator.generate_next_token()
         made_by_genai = [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
-        expected = ours.generate(PROMPT, 8, adapter=name)
+        expected = ours.generate(PROMPT, 8, adapter=task_name)
         assert made_by_genai[: len(expected)] == expected
     assert capfd.readouterr() == ("", "")
 

@@ -102,6 +102,9 @@ def test_the_whole_of_a_change_in_the_span_of_the_codes_is_retained(base: Quanti
     weight = unpack(base.packed(stored))
     doubled = replace(weight, alpha=weight.alpha * np.float16(2), offset=weight.offset * np.float16(2))
     solved = project(weight, doubled.dequantize() - weight.dequantize())
+    assert solved.alpha_rest is not None
+    assert solved.offset is not None
+    assert doubled.offset is not None
     np.testing.assert_allclose(solved.alpha_1, doubled.alpha[0], rtol=2e-3)
     np.testing.assert_allclose(solved.alpha_rest, doubled.alpha[1:], rtol=2e-3)
     # The offset is small beside the factors, whose float16 steps (2^-11 of 0.4) it takes up.

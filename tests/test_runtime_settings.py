@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_a_profile_never_follows_a_link_and_is_no_device_or_folder(tmp_path: Pat
 
 
 @pytest.mark.parametrize("argument", [{"weights": "huge"}, {"profile": "x.txt"}])
-def test_a_wrong_argument_of_a_session_is_a_wrong_use(argument: dict[str, str], tmp_path: Path) -> None:
+def test_a_wrong_argument_of_a_session_is_a_wrong_use(argument: dict[str, Any], tmp_path: Path) -> None:
     model = one_node(contract.MATMUL, random_weight(16, 32, 1, 32))
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     ((name, value),) = argument.items()
