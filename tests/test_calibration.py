@@ -197,10 +197,25 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
+WAITS = """
+import sys, time
+from bcq import cli, progress
+
+class Waiting(progress.PlainLines):
+    def _print(self, line):
+        super()._print(line)
+        if sys.argv[1] in line:
+            time.sleep(60)  # until it is stopped
+
+progress.PlainLines = Waiting
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
 def stopped(words_of_run: list[str], line: str, how: signal.Signals) -> tuple[int, str]:
-    """Stops a command and all that it started when it prints a line; status and last words."""
+    """Stops a command and all that it started once it has printed a line; status and last words."""
     with subprocess.Popen(
-        [sys.executable, "-m", "bcq.cli", *words_of_run],
+        [sys.executable, "-c", WAITS, line, *words_of_run],
         env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as run:  # fmt: skip
         assert run.stderr is not None
