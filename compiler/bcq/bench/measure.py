@@ -30,7 +30,10 @@ WARM_UP = 2
 SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
 MOST_REPEATS = 64
 CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
-SETTLE = 0.02  # seconds in which threads that have had their turn stop spinning; OpenMP's take about 6 ms
+# Seconds in which threads that have had their turn stop spinning: onnxruntime's, where sessions of one product
+# leave them to, took 50 to 100 ms on two cores, OpenMP's about 6.
+SETTLE = 0.1
+SETTLE_OPENMP = 0.02
 MICRO = 1e6
 
 
@@ -171,7 +174,8 @@ class _Runner:
         lasted = max(time.perf_counter() - begin, 1e-6)
         self._hot = not problem.cold
         self._repeats = min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / lasted)) if self._hot else 1
-        self._settle = SETTLE if problem.threads > 1 and (self._hot or entry.contender.spins) else 0.0
+        spinning = SETTLE if self._hot else SETTLE_OPENMP if entry.contender.spins else 0.0
+        self._settle = spinning if problem.threads > 1 else 0.0
         self.times: list[float] = []
 
     def _check(self, tokens: int) -> float:
