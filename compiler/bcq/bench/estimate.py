@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bcq.bcq import ceil_div
 from bcq.bench.contender import Contender
-from bcq.bench.measure import COLD_BYTES, SAMPLE_SECONDS, SETTLE, WARM_UP, check_copies
+from bcq.bench.measure import COLD_BYTES, SAMPLE_SECONDS, WARM_UP, check_copies, settle
 from bcq.bench.plan import Plan, Problem
 from bcq.bench.roster import Roster, roster
 from bcq.errors import ResourceError
@@ -94,7 +94,8 @@ def _sample(contender: Contender, problem: Problem) -> float:
     computing = 2 * problem.tokens * weights / OPERATIONS_PER_SECOND
     product = max(reading, computing) / problem.threads * (SLOW if contender.slow else 1)
     turn = product * _copies(contender, weights, problem.cold)
-    return turn + SETTLE if problem.cold else max(turn, SAMPLE_SECONDS) + product + SETTLE
+    waiting = settle(problem, contender)
+    return turn + waiting if problem.cold else max(turn, SAMPLE_SECONDS) + product + waiting
 
 
 def to_text(plan: Plan, found: Estimate) -> str:

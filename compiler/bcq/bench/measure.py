@@ -30,8 +30,8 @@ WARM_UP = 2
 SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
 MOST_REPEATS = 64
 CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
-# Seconds in which threads that have had their turn stop spinning: onnxruntime's, where sessions of one product
-# leave them to, took 50 to 100 ms on two cores, OpenMP's about 6.
+# Seconds in which threads that have had their turn stop spinning: those of onnxruntime, where a session of one
+# product lets them, took 50 to 100 ms on two cores, those of OpenMP about 6.
 SETTLE = 0.1
 SETTLE_OPENMP = 0.02
 MICRO = 1e6
@@ -161,6 +161,13 @@ def _leave_out(contender: Contender, error: Exception, absent: dict[str, str]) -
     absent[contender.name] = one_line(error)
 
 
+def settle(problem: Problem, contender: Contender) -> float:
+    """Seconds that the others wait for a contender's threads."""
+    if problem.threads == 1:
+        return 0.0
+    return SETTLE_OPENMP if problem.cold and contender.spins else 0.0 if problem.cold else SETTLE
+
+
 class _Runner:
     """A checked session that is timed round after round."""
 
@@ -174,8 +181,7 @@ class _Runner:
         lasted = max(time.perf_counter() - begin, 1e-6)
         self._hot = not problem.cold
         self._repeats = min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / lasted)) if self._hot else 1
-        spinning = SETTLE if self._hot else SETTLE_OPENMP if entry.contender.spins else 0.0
-        self._settle = spinning if problem.threads > 1 else 0.0
+        self._settle = settle(problem, entry.contender)
         self.times: list[float] = []
 
     def _check(self, tokens: int) -> float:
