@@ -30,8 +30,8 @@ WARM_UP = 2
 SAMPLE_SECONDS = 0.005  # a hot sample repeats its product until it lasts about this long
 MOST_REPEATS = 64
 CHECKED_ROWS = 512  # rows of W that are compared at a time, so that float64 stays small
-# Seconds in which threads that have had their turn stop spinning: those of onnxruntime, where a session of one
-# product lets them, took 50 to 100 ms on two cores, those of OpenMP about 6.
+# Seconds in which threads that have had their turn stop spinning: those of onnxruntime, where a session of
+# one product lets them, took 50 to 100 ms on two cores, those of OpenMP about 6.
 SETTLE = 0.1
 SETTLE_OPENMP = 0.02
 MICRO = 1e6

@@ -41,7 +41,7 @@ def _add_plans(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("plans").add_mutually_exclusive_group()
     group.add_argument("--quick", action="store_true", help="two small shapes, few rounds: under a minute")
     group.add_argument("--full", action="store_true", help="all shapes of three models, all peers: an hour")
-    group.add_argument("--goals", action="store_true", help="what the project's goals speak of: 4 minutes")
+    group.add_argument("--goals", action="store_true", help="what the project's goals speak of: 8 minutes")
 
 
 def _add_choices(verb: argparse.ArgumentParser) -> None:
