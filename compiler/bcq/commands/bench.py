@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
 
 EXAMPLES = """\
-  bcq bench                                   # the README's table, about 5 minutes
+  bcq bench                                   # the README's table, about 8 minutes
   bcq bench --quick                           # a first look, under a minute
   bcq bench --goals --markdown                # each goal of the project, measured and judged
   bcq bench --full --output bench/            # every shape, every peer; tables, JSON and pictures in a folder
