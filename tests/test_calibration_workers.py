@@ -98,7 +98,7 @@ def scheduler() -> Iterator[str]:
             n_workers=2,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a free port: another test process may have a cluster, too
             worker_dashboard_address=None,
         ) as cluster:
             yield cluster.scheduler_address

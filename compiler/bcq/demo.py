@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -23,6 +23,7 @@ from bcq.generate import Model, load
 from bcq.manifest import listed_files
 from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
+from bcq.torch_threads import one_torch_thread
 
 _CHOOSE = "Choose another folder or a new one."
 PROMPT = "The people of the United States"
@@ -127,19 +128,6 @@ def _check_output(folder: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if not (re.fullmatch("fp32|q[1-8]", entry.name) and listed_files(entry) is not None):
             raise UsageError("E203", f"{folder} holds '{entry.name}', which no demo wrote.", _CHOOSE)
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """PyTorch on one thread: for matrices this small, waking a second one costs more than it saves."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def torch_logits(model: Path) -> Logits:

@@ -30,6 +30,7 @@ from bcq.calibration.tokens import TokenBatches, read_tokens
 from bcq.calibration.weights import ModelWeights, holders
 from bcq.frontends.names import stored_names
 from bcq.frontends.weightless import any_weightless_model, quiet
+from bcq.torch_threads import one_torch_thread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,7 @@ def calibrate(
     tokens = read_tokens(checkpoint.folder, config, decoder, widest, options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
-        stack.enter_context(_one_torch_thread())
+        stack.enter_context(one_torch_thread())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-")))
         workers = stack.enter_context(open_workers(options))
         threads = stack.enter_context(ThreadPoolExecutor(options.parallel))
@@ -275,14 +276,3 @@ class _Walk:
             outcome = self._solver.outcomes.get(stored)
             digest.update(outcome.key.encode() if outcome else self._weights.digest(stored))
         self._digest = digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """A product that several threads share may differ in its last bits: batches run side by side instead."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
