@@ -165,7 +165,9 @@ def settle(problem: Problem, contender: Contender) -> float:
     """Seconds that the others wait for a contender's threads."""
     if problem.threads == 1:
         return 0.0
-    return SETTLE_OPENMP if problem.cold and contender.spins else 0.0 if problem.cold else SETTLE
+    if not problem.cold:
+        return SETTLE
+    return SETTLE_OPENMP if contender.spins else 0.0
 
 
 class _Runner:
