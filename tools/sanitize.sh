@@ -27,6 +27,7 @@ trap 'rm -rf "$folder"' EXIT
 [ "$sanitizers" = thread ] && exit
 
 # Programs that the tests compile themselves are linked without sanitizers: those tests stay out.
+# AddressSanitizer keeps freed blocks for a while: what a closed session gives back is not measured under it.
 # Exceptions are intercepted where the C++ library is there from the start, which in Python it is not.
 export LD_PRELOAD="$(g++ -print-file-name=$preload) $(g++ -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=${TSAN_OPTIONS:-} UBSAN_OPTIONS=print_stacktrace=1
@@ -35,4 +36,5 @@ case $build in /*) BCQ_LIBRARY=$build/runtime/libbcq_ops.so ;; esac
 "$python" -m pytest -q -n 0 -p no:cacheprovider tests/test_core.py tests/test_kernels_avx2.py \
   tests/test_kernels_exact.py tests/test_kernels_gather.py tests/test_runtime.py tests/test_runtime_*.py \
   tests/test_guard_pages.py tests/test_hostile_models.py tests/test_hostile_faults.py \
-  --deselect tests/test_hostile_faults.py::test_every_call_and_every_allocation_of_the_library_may_fail "$@"
+  --deselect tests/test_hostile_faults.py::test_every_call_and_every_allocation_of_the_library_may_fail \
+  --deselect tests/test_runtime_resident.py::test_sessions_of_one_model_share_a_copy_and_closing_them_gives_it_back "$@"
