@@ -10,6 +10,7 @@ gives a model whose alpha_1 is trained by any optimizer, `transformers.Trainer` 
 from __future__ import annotations
 
 from bcq.nn import quantizer as _quantizer  # registers the method with transformers
+from bcq.nn import torch_op as _torch_op  # noqa: F401  registers torch.ops.bcq.matmul
 from bcq.nn.convert import packed_matrices
 from bcq.nn.decode import Shape
 from bcq.nn.modules import BcqConv1D, BcqEmbedding, BcqLinear

@@ -16,6 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bcq.bcq import ceil_div
+from bcq.nn import on_cuda
 from bcq.nn.decode import (
     TILE,
     WORD,
@@ -85,7 +86,7 @@ class _Product(torch.autograd.Function):
         trained = any(ctx.needs_input_grad[2:5])
         ctx.save_for_backward(x if trained else None, codes, alpha_1, alpha_rest, offset)
         ctx.dtype = x.dtype
-        return _forward(x, codes, rounded(Factors(alpha_1, alpha_rest, offset), x.dtype), shape)
+        return multiply(x, codes, rounded(Factors(alpha_1, alpha_rest, offset), x.dtype), shape)
 
     @staticmethod
     @once_differentiable
@@ -111,10 +112,14 @@ def rounded(factors: Factors, dtype: torch.dtype) -> Factors:
     return Factors(factors.alpha_1.to(half), factors.alpha_rest.to(half), offset)
 
 
-def _forward(x: torch.Tensor, codes: torch.Tensor, factors: Factors, shape: Shape) -> torch.Tensor:
+def multiply(x: torch.Tensor, codes: torch.Tensor, factors: Factors, shape: Shape) -> torch.Tensor:
+    """`product` of a matrix ``[M, K]`` without a gradient; by kernels where they are faster."""
     core = _core_for(x)
     if core is not None and len(x) <= KERNEL_ROWS:
         return _by_kernel(core, x, packed(codes, factors, shape), shape)
+    cuda = on_cuda.kernels_for(x)
+    if cuda is not None:
+        return on_cuda.launch(cuda, x, codes, factors, shape)
     y = x.new_empty(len(x), shape.rows)
     for rows, weight in _dense_blocks(codes, factors, shape, x.dtype):
         torch.mm(x, weight.T, out=y[:, rows])
