@@ -163,6 +163,28 @@ def test_a_decoders_graph_has_named_inputs_outputs_and_dimensions(graph: tuple[h
     assert names == ["logits", "present.0.key", "present.0.value"]
 
 
+def test_fused_attention_is_one_node_a_layer_and_keeps_inputs_and_outputs(
+    graph: tuple[hf.Skeleton, Path],
+) -> None:
+    plain = graph[0].model
+    fused = hf.skeleton(bcq.QuantizedBase.open(graph[1] / "base"), attention="fused").model
+    attention = [node for node in fused.graph if node.domain == "com.microsoft"]
+    assert [node.op_type for node in attention] == ["GroupQueryAttention"]
+    assert attention[0].attributes["num_heads"].as_int() == 4
+    assert [value.name for value in fused.graph.inputs] == [value.name for value in plain.graph.inputs]
+    assert [value.name for value in fused.graph.outputs] == [value.name for value in plain.graph.outputs]
+    assert not any(node.op_type == "Softmax" for node in fused.graph)
+
+
+def test_heads_that_the_operator_does_not_take_are_refused_by_their_size(tmp_path: Path) -> None:
+    config = small_gpt2(n_embd=48, n_head=4)
+    save_model(transformers.GPT2LMHeadModel, config, tmp_path / "model")
+    base = bcq.quantize(tmp_path / "model", tmp_path / "base", bits=1, group_size=32)
+    with pytest.raises(UnsupportedError, match="12 elements, expected a multiple of 8") as caught:
+        hf.skeleton(base, attention="fused")
+    assert caught.value.code == "E401"
+
+
 def test_parameters_keep_their_names_and_read_as_dequantized(graph: tuple[hf.Skeleton, Path]) -> None:
     skeleton, folder = graph
     dense = bcq.QuantizedBase.open(folder / "base")

@@ -119,6 +119,26 @@ IDENTITIES = {
 }  # fmt: skip
 
 
+def test_a_transpose_and_the_one_that_undoes_it_go_and_so_do_reshapes_there_and_back() -> None:
+    text = """(float[b, s, 24] x) => (float[b, s, 24] y) {
+        heads = Reshape (x, cut)
+        turned = Transpose <perm = [0, 2, 1, 3]> (heads)
+        back = Transpose <perm = [0, 2, 1, 3]> (turned)
+        whole = Reshape (back, joined)
+        y = Relu (whole)
+    }"""
+    cut, joined = ints(0, 0, 4, 6), ints(0, 0, 24)
+    assert op_types(tidied(text, drop_identities, sweep_unread, cut=cut, joined=joined)) == ["Relu"]
+
+
+def test_a_transpose_that_another_does_not_undo_stays() -> None:
+    text = """(float[b, s, 24] x) => (float[24, b, s] y) {
+        turned = Transpose <perm = [1, 2, 0]> (x)
+        y = Transpose <perm = [1, 2, 0]> (turned)
+    }"""
+    assert op_types(tidied(text, drop_identities)) == ["Transpose", "Transpose"]
+
+
 @pytest.mark.parametrize("case", IDENTITIES)
 def test_a_node_that_changes_nothing_is_passed_by(case: str) -> None:
     body, constants = IDENTITIES[case]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
+ATTENTIONS = ("fused", "plain")
 ACCURACY_LEVELS = (0, 1, 4)  # near-exact, float32, int8 activations; 2 and 3 are computed like 0
 Source = Path | QuantizedBase
 
@@ -76,6 +77,7 @@ class _GraphChoices:
 
     fuse: bool
     accuracy_level: int
+    attention: str | None
 
 
 def export(
@@ -93,6 +95,7 @@ def export(
     lora: str | Path | None = None,
     allow_loss: bool = False,
     calibration: CalibrationOptions | None = None,
+    attention: str | None = None,
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -113,12 +116,14 @@ def export(
             codes and gets the factors that come closest.
         allow_loss: accept that less than half of the LoRA's change is retained.
         calibration: text on which the matrices of a model folder are solved.
+        attention: of a decoder from a folder: ``"fused"``, one operator a layer, which only onnxruntime has;
+            ``"plain"``, in standard operators, also when None.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
             that does not fit.
-        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, E203 for
-            options with a base, for an output folder that holds something else, and for one that would
+        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level or attention,
+            E203 for options with a base, for an output folder that holds something else, and for one that would
             replace the source.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
@@ -126,7 +131,7 @@ def export(
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
-    graph = _GraphChoices(fuse, _known_level(accuracy_level))
+    graph = _GraphChoices(fuse, _known_level(accuracy_level), _known_attention(attention))
     _check_calibrates(source, calibration)
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     _check_tools(opened)
@@ -270,6 +275,12 @@ def _known_level(accuracy_level: int) -> int:
     raise UsageError("E202", f"accuracy level: got {accuracy_level}, expected one of {known}.")
 
 
+def _known_attention(attention: str | None) -> str | None:
+    if attention is None or attention in ATTENTIONS:
+        return attention
+    raise UsageError("E202", f"attention: got {attention!r}, expected one of {', '.join(ATTENTIONS)}.")
+
+
 def _export_base(
     base: QuantizedBase, folder: Path, progress: Progress, graph: _GraphChoices, tasks: ExportTasks
 ) -> tuple[str, PackReport]:
@@ -277,7 +288,7 @@ def _export_base(
     from bcq.frontends import hf
     from bcq.quantize import copy_side_files
 
-    skeleton = hf.skeleton(base)
+    skeleton = hf.skeleton(base, graph.attention)
     tasks.before_passes(skeleton.model)
     packed = _packed(skeleton.model, tasks.weights(base), progress, graph)
     tasks.after_passes(skeleton.model, base, folder)
@@ -332,6 +343,7 @@ def _write_decoder_files(base: QuantizedBase, model: ir.Model, folder: Path) -> 
         config=spelt_out(base.folder),
         generation=read_json(generation) if generation.is_file() else {},
         with_positions=any(value.name == "position_ids" for value in model.graph.inputs),
+        share_buffer=any(node.op_type == "GroupQueryAttention" for node in model.graph),
     )
 
 

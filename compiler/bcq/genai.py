@@ -19,6 +19,7 @@ def write_genai(
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
     with_positions: bool,
+    share_buffer: bool = False,
 ) -> None:
     """Makes a folder loadable by ``onnxruntime_genai.Model``.
 
@@ -30,14 +31,19 @@ def write_genai(
         config: contents of ``config.json`` with every default spelt out.
         generation: contents of ``generation_config.json``, or nothing.
         with_positions: whether the graph takes ``position_ids``.
+        share_buffer: whether past and present may be one buffer, which fused attention allows.
     """
     shutil.copyfile(library, folder / library.name)
-    document = genai_config(config, generation, library.name, with_positions)
+    document = genai_config(config, generation, library.name, with_positions, share_buffer)
     (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def genai_config(
-    config: Mapping[str, Any], generation: Mapping[str, Any], library_name: str, with_positions: bool
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    library_name: str,
+    with_positions: bool,
+    share_buffer: bool = False,
 ) -> dict[str, Any]:
     """The contents of ``genai_config.json``: the generic type "decoder", greedy search.
 
@@ -46,6 +52,7 @@ def genai_config(
         generation: contents of ``generation_config.json``, or nothing.
         library_name: file name of the operator library.
         with_positions: whether the graph takes ``position_ids``.
+        share_buffer: whether past and present may be one buffer.
     """
     context = context_length(config) or 2048
     tokens = special_tokens(config, generation)
@@ -62,7 +69,7 @@ def genai_config(
             "max_length": context,
             "min_length": 0,
             "num_beams": 1,
-            "past_present_share_buffer": False,
+            "past_present_share_buffer": share_buffer,
             "repetition_penalty": 1.0,
             "temperature": 1.0,
             "top_k": 1,

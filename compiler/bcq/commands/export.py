@@ -48,6 +48,11 @@ def add_parser(subparsers: Subparsers) -> None:
         default=0,
         help="0 near-exact (default), 1 float32, slower; 4 int8 activations, faster with errors of 1 %%",
     )
+    verb.add_argument(
+        "--attention",
+        choices=("fused", "plain"),
+        help="of a decoder: one operator a layer, which only onnxruntime has, or standard operators",
+    )
     tasks = verb.add_mutually_exclusive_group()
     tasks.add_argument("--adapter", type=Path, metavar="DIR", help="a task whose values the model shall hold")
     tasks.add_argument(
@@ -96,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         lora=arguments.lora,
         allow_loss=arguments.allow_loss,
         calibration=calibration_options(arguments),
+        attention=arguments.attention,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bcq import packing
 from bcq.base import QuantizedBase
-from bcq.errors import InputError
+from bcq.errors import InputError, UnsupportedError
 from bcq.frontends.architectures import Architecture
 from bcq.frontends.names import stored_names
 from bcq.frontends.simplify import simplify
@@ -41,23 +41,25 @@ class Skeleton:
 _LATEST: dict[str, Skeleton] = {}
 
 
-def skeleton(base: QuantizedBase) -> Skeleton:
+def skeleton(base: QuantizedBase, attention: str | None = None) -> Skeleton:
     """Exports the graph of a quantized base; a weight is read only when somebody asks for it.
 
     Args:
         base: its ``config.json`` decides the graph, its tensors the names.
+        attention: of a decoder: ``"fused"``, one node a layer, which only onnxruntime runs; ``"plain"``, in
+            standard operators, also when None.
 
     Returns:
         A graph in which a matrix that the base holds packed reads as its dequantized values.
 
     Raises:
         InputError: E102 for a bad config, E107 for a parameter without a tensor.
-        UnsupportedError: E401 for an architecture that is not exported.
+        UnsupportedError: E401 for an architecture that is not exported, or whose attention cannot be fused.
     """
-    key = _graph_key(base)
+    key = _graph_key(base, attention)
     if key not in _LATEST:
         _LATEST.clear()  # one graph without weights is small, and exporting several bit widths needs only one
-        _LATEST[key] = _unbound(base)
+        _LATEST[key] = _unbound(base, attention)
     unbound = _LATEST[key]
     model = unbound.model.clone()
     for name in unbound.parameters:
@@ -65,18 +67,18 @@ def skeleton(base: QuantizedBase) -> Skeleton:
     return Skeleton(model, unbound.architecture, unbound.parameters)
 
 
-def _graph_key(base: QuantizedBase) -> str:
+def _graph_key(base: QuantizedBase, attention: str | None) -> str:
     """Everything that the graph depends on: the dense model's configuration and the names of its tensors."""
     config = {name: value for name, value in base.config.items() if name != "quantization_config"}
-    return json.dumps([config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
+    return json.dumps([attention, config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
 
 
-def _unbound(base: QuantizedBase) -> Skeleton:
+def _unbound(base: QuantizedBase, attention: str | None) -> Skeleton:
     """Runs the exporter, which takes most of the time of an export."""
     module, architecture = weightless_model(base.folder)
     renamed = stored_names(module, {*base.names(), *base.dense_names()}, base.folder)
     with quiet():
-        model = _exported(module, architecture)
+        model = _exported(module, architecture, attention)
         simplify(model, {_WRAPPER + name for name in renamed})
     parameters = _rename_initializers(model, renamed)
     model.graph.name = architecture.class_name
@@ -92,11 +94,16 @@ def read_dense(base: QuantizedBase, name: str) -> NDArray[np.float32]:
     return dense.T if matrix.transposed else dense
 
 
-def _exported(module: Any, architecture: Architecture) -> ir.Model:
+def _exported(module: Any, architecture: Architecture, attention: str | None) -> ir.Model:
     if architecture.kind == "decoder":
-        from bcq.frontends.hf_decoder import export_decoder
+        from bcq.frontends.hf_decoder import export_decoder, why_not_fused
 
-        return export_decoder(module)
+        reason = why_not_fused(module)
+        if reason and attention == "fused":
+            raise UnsupportedError(
+                "E401", f"the attention of this model cannot be fused: {reason}.", "Use --attention plain."
+            )
+        return export_decoder(module, fused=attention == "fused")
     from bcq.frontends.hf_encoder import export_encoder
 
     return export_encoder(module, architecture.class_name)

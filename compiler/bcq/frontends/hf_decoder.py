@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from bcq.frontends.fused_attention import HEAD_STEP, FusedDecoder
+from bcq.frontends.fused_rotary import fused_rotary
 from bcq.frontends.simplify import OPSET_VERSION
 
 BATCH, SEQUENCE, PAST, TOTAL = (
@@ -81,11 +84,13 @@ class CachedDecoder(nn.Module):
         return (result.logits, *present)
 
 
-def export_decoder(model: Any) -> ir.Model:
+def export_decoder(model: Any, fused: bool = False) -> ir.Model:
     """Exports a causal language model.
 
     Args:
         model: transformers model; its parameters' values do not matter.
+        fused: one GroupQueryAttention a layer, which onnxruntime alone has, in place of standard operators.
+            Then the past may lie in buffers longer than it is, and padding stands on the right.
 
     Returns:
         A graph with inputs ``input_ids``, ``attention_mask``, ``position_ids`` (where the model takes them),
@@ -110,20 +115,29 @@ def export_decoder(model: Any) -> ir.Model:
         arguments["position_ids"] = torch.arange(past, past + sequence).repeat(batch, 1)
         shapes["position_ids"] = {0: BATCH, 1: SEQUENCE}
     inputs = ["input_ids", "attention_mask", *cache.names("past_key_values")]
-    program = torch.onnx.export(
-        CachedDecoder(model),
-        kwargs=arguments,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=[*inputs, "position_ids"] if with_positions else inputs,
-        output_names=["logits", *cache.names("present")],
-        opset_version=OPSET_VERSION,
-        optimize=False,
-        verbose=False,
-    )
+    with fused_rotary(model) if fused else contextlib.nullcontext():
+        program = torch.onnx.export(
+            FusedDecoder(model) if fused else CachedDecoder(model),
+            kwargs=arguments,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[*inputs, "position_ids"] if with_positions else inputs,
+            output_names=["logits", *cache.names("present")],
+            opset_version=OPSET_VERSION,
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None  # only fallback exports return None
     _name_dimensions(program.model)
     return program.model
+
+
+def why_not_fused(model: Any) -> str | None:
+    """Why a model's attention cannot be one node a layer; None when it can."""
+    size = CacheShape.of(model.config).head_size
+    if size % HEAD_STEP:
+        return f"its heads have {size} elements, expected a multiple of {HEAD_STEP}"
+    return None
 
 
 def takes_positions(model: Any) -> bool:

@@ -11,6 +11,8 @@ from bcq.passes import naming
 from bcq.passes.sizes import ENDLESS, Sizes, permutation
 from bcq.passes.work import Work
 
+RESHAPE = ("", "Reshape", "")
+
 
 def drop_identities(model: ir.Model, work: Work) -> None:
     """Lets readers of such a node read its input; a graph's output keeps its node."""
@@ -31,10 +33,33 @@ def _to_own_shape(node: ir.Node, sizes: Sizes) -> ir.Value | None:
     return node.inputs[0] if shape is not None and shape == sizes.shape(node.outputs[0]) else None
 
 
+def _back_to_own_shape(node: ir.Node, sizes: Sizes) -> ir.Value | None:
+    """Reshapes in a row whose last gives the shape that the first got."""
+    source, shape = node.inputs[0], sizes.shape(node.outputs[0])
+    while source is not None and shape is not None:
+        if sizes.shape(source) == shape:
+            return source
+        before = source.producer()
+        source = before.inputs[0] if before is not None and before.op_identifier() == RESHAPE else None
+    return None
+
+
+def _turned_back(node: ir.Node, sizes: Sizes) -> ir.Value | None:
+    """Two Transposes in a row of which the second undoes the first."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is None or before.op_identifier() != node.op_identifier():
+        return None
+    shape = sizes.shape(before.inputs[0])
+    if shape is None:
+        return None
+    first, second = permutation(before, len(shape)), permutation(node, len(shape))
+    return before.inputs[0] if [first[axis] for axis in second] == list(range(len(shape))) else None
+
+
 def _in_own_order(node: ir.Node, sizes: Sizes) -> ir.Value | None:
     shape = sizes.shape(node.inputs[0])
     known = shape is not None and permutation(node, len(shape)) == list(range(len(shape)))
-    return node.inputs[0] if known else None
+    return node.inputs[0] if known else _turned_back(node, sizes)
 
 
 def _to_own_type(node: ir.Node, sizes: Sizes) -> ir.Value | None:
@@ -78,7 +103,7 @@ def _is_scalar(value: ir.Value, neutral: int, floats: bool) -> bool:
 
 
 _RULES: dict[str, Callable[[ir.Node, Sizes], ir.Value | None]] = {
-    "Reshape": _to_own_shape,
+    "Reshape": _back_to_own_shape,
     "Expand": _to_own_shape,
     "Transpose": _in_own_order,
     "Cast": _to_own_type,

@@ -27,6 +27,7 @@ _SAME = frozenset(
         *("Reciprocal", "Cos", "Sin", "IsNaN", "Not", "Softmax", "LayerNormalization", "CumSum", "Clip"),
     }
 )
+_SAME_IN_CONTRIB = frozenset({"RotaryEmbedding", "GroupQueryAttention"})  # queries give results of their size
 _BROADCAST = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Where", "Max", "Min", "Sum"),
@@ -92,6 +93,8 @@ class Sizes:
         shapes = [self.shape(value) for value in node.inputs]
         if node.domain == contract.DOMAIN:
             return [_bcq(node, shapes[0])]
+        if node.domain == "com.microsoft" and node.op_type in _SAME_IN_CONTRIB:
+            return shapes[:1]
         if node.domain != "" or not shapes:
             return []
         if node.op_type in _SAME:
