@@ -11,7 +11,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -79,6 +79,9 @@ alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and D
 
 gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 8 minutes
 	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py
+
+wheel-cuda: $(PY) ## the wheel of the CUDA kernels, into dist; needs nvcc
+	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./runtime/cuda
 
 clean: ## remove what builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,3 +92,13 @@ def test_the_slot_of_the_stream_is_where_the_real_header_has_it(tmp_path: Path) 
     command = [compiler(), "-std=c++17", f"-I{RUNTIME}", "-fsyntax-only", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_cuda_package_is_for_the_same_version() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    cpu, cuda = (
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        for folder in (RUNTIME.parent, RUNTIME / "cuda")
+    )
+    assert cuda["version"] == cpu["version"]
+    assert cuda["dependencies"] == [f"onnx-bcq=={cpu['version']}"]

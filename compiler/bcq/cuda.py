@@ -220,7 +220,7 @@ def facts() -> dict[str, str | None]:
     """For ``bcq doctor``: the CUDA library, the device that it would use, and what is missing otherwise."""
     path = library_path()
     if not path.is_file():
-        missing = f"{path} is not there: build with -DBCQ_CUDA=ON, or install the package with the CUDA part"
+        missing = f"{path} is not there: `pip install ./runtime/cuda` in a checkout builds it where nvcc is"
         return {"library": None, "device": None, "missing": missing}
     try:
         cuda = Cuda.load()
@@ -248,7 +248,7 @@ def _load(path: Path) -> Cuda:
         raise ResourceError(
             "E603",
             f"{path}: the CUDA part of the operator library is not there.",
-            "Build the checkout with -DBCQ_CUDA=ON, or unset BCQ_CUDA_LIBRARY.",
+            "Build it with `pip install ./runtime/cuda` in a checkout, or unset BCQ_CUDA_LIBRARY.",
         )
     try:
         library = ctypes.CDLL(str(path))
