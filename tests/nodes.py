@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def random_weight(
     )
 
 
+def among_planes(weight: BcqWeight, planes: int, seed: int = 5) -> PackedWeight:
+    """The weight packed in codes of more planes; those that it does not read have random bits."""
+    others = random_weight(weight.rows, weight.inputs, planes - weight.bits, weight.inputs, seed=seed)
+    codes = np.ascontiguousarray(np.concatenate([pack(weight).codes, pack(others).codes], axis=2))
+    return replace(pack(weight), codes=codes)
+
+
 def activations(rows: int, inputs: int, dtype: Any = np.float32, seed: int = 1) -> Array:
     """Standard normal values, ``[rows, inputs]``."""
     return np.random.default_rng(seed).standard_normal((rows, inputs)).astype(dtype)
@@ -66,7 +74,7 @@ def magnitudes(a: Array, weight: BcqWeight) -> NDArray[np.float64]:
 def attributes(op: contract.Op, packed: PackedWeight) -> dict[str, Any]:
     """The attributes that the contract asks of a node."""
     everything = {
-        "format_version": contract.FORMAT_VERSION,
+        "format_version": packed.format_version,
         "layout": contract.LAYOUT,
         "bits": packed.bits,
         "K": packed.inputs,

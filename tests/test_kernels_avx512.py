@@ -14,7 +14,7 @@ from bcq.packing import pack
 from kernel_classes import tolerance
 from lookup_model import look_up
 from native_builds import emulated_library
-from nodes import activations, product, random_weight
+from nodes import activations, among_planes, product, random_weight
 from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 
 LEVELS = {"avx512_t16": 0, "avx512_t8": 4}  # the accuracy_level of each kernel
@@ -66,6 +66,20 @@ def test_long_rows_and_many_tiles_give_the_same_bits(emulated: Core, kernel: str
     a = activations(tokens, 2500)
     y = emulated.matmul(a, pack(weight), kernel=kernel, accuracy_level=LEVELS[kernel])
     assert y.tobytes() == look_up(a, weight, kernel.removeprefix("avx512_")).tobytes()
+
+
+@KERNELS
+@pytest.mark.parametrize(("bits", "planes"), [(2, 4), (3, 4), (2, 3), (5, 8)])
+def test_planes_that_are_not_read_change_no_bit(emulated: Core, kernel: str, bits: int, planes: int) -> None:
+    for rows, inputs, group in SHAPES:
+        weight = random_weight(rows, inputs, bits, group, offset=True)
+        a = activations(15, inputs)
+        for tokens in (1, 15):
+            alone, among = (
+                emulated.matmul(a[:tokens], packed, kernel=kernel, accuracy_level=LEVELS[kernel])
+                for packed in (pack(weight), among_planes(weight, planes))
+            )
+            assert among.tobytes() == alone.tobytes(), (rows, inputs, group, tokens)
 
 
 @KERNELS

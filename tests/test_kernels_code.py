@@ -88,7 +88,8 @@ def test_every_variant_of_the_avx512_look_ups_has_its_loop(with_compiler: str) -
         loop.function.split("add_tiles<")[-1].split(">(")[0]
         for loop in inner_loops("bcq_matmul/avx512.cc", with_compiler)
     }
-    variants = {f"{rows}, 0" for rows in (2, 4, 8)} | {f"1, {bits}" for bits in range(5)}
+    sizes = {f"{rows}, 0" for rows in (2, 4, 8)} | {f"1, {bits}" for bits in range(5)}
+    variants = {f"{size}, {gaps}" for size in sizes for gaps in ("false", "true")}
     assert {name.split("::")[-1] for name in found} == {f"{m}, {v}" for m in ("T8", "T16") for v in variants}
 
 

@@ -74,7 +74,7 @@ def test_a_bad_accuracy_level_is_refused(value: int | None) -> None:
 
 
 def test_a_newer_format_says_that_the_library_must_be_updated() -> None:
-    message = refusal(one_node(contract.MATMUL, WEIGHT, change={"format_version": 2}))
+    message = refusal(one_node(contract.MATMUL, WEIGHT, change={"format_version": 3}))
     assert "newer than this library: update onnx-bcq" in message
 
 

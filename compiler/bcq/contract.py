@@ -58,6 +58,7 @@ _CONTRACT: dict[str, Any] = json.loads(_contract_text())
 DOMAIN: str = _CONTRACT["domain"]
 OPSET_VERSION: int = _CONTRACT["opset_version"]
 FORMAT_VERSION: int = _CONTRACT["format_version"]
+NESTED_FORMAT_VERSION: int = _CONTRACT["nested_format_version"]
 LAYOUT: str = _CONTRACT["layout"]
 TILE_ROWS: int = _CONTRACT["tile_rows"]
 WORD_BITS: int = _CONTRACT["word_bits"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,7 @@ class MatMulProblem(ctypes.Structure):
         ("alpha_1", ctypes.c_void_p),
         ("alpha_rest", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
+        ("planes", ctypes.c_int64),
     )
 
 
@@ -67,6 +69,7 @@ class GatherProblem(ctypes.Structure):
         ("alpha_1", ctypes.c_void_p),
         ("alpha_rest", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
+        ("planes", ctypes.c_int64),
     )
 
 
@@ -190,6 +193,7 @@ class Core:
             N=weight.rows,
             group_size=weight.group_size,
             bits=weight.bits,
+            planes=weight.planes,
             a_is_half=int(a.dtype == np.float16),
             accuracy_level=accuracy_level,
             a=a.ctypes.data,
@@ -199,7 +203,7 @@ class Core:
             **_weight_pointers(weight),
         )
         if resident is not None:
-            problem.codes, problem.resident = resident.ctypes.data, 1
+            problem.codes, problem.resident, problem.planes = resident.ctypes.data, 1, weight.bits
         name = None if kernel is None else kernel.encode()
         scratch = _aligned(self.library.bcq_matmul_scratch_bytes(ctypes.byref(problem), name))
         error = self.library.bcq_matmul(ctypes.byref(problem), name, scratch.ctypes.data, parts, None, None)
@@ -218,19 +222,21 @@ class Core:
             accuracy_level: see ``ops/README.md``.
 
         Returns:
-            uint32 ``[T, C, q, 16]`` that starts at a multiple of 64 bytes; only the order inside each line
-            of 16 words differs from the weight's codes.
+            uint32 ``[T, C, q, 16]`` that starts at a multiple of 64 bytes: the first q planes of the weight's
+            codes; the order inside each line of 16 words may differ.
 
         Raises:
             ValueError: when the kernel is unknown or needs another CPU.
         """
-        copy = _aligned(weight.codes.nbytes).view(np.uint32).reshape(weight.codes.shape)
+        shape = (*weight.codes.shape[:2], weight.bits, weight.codes.shape[3])
+        copy = _aligned(4 * math.prod(shape)).view(np.uint32).reshape(shape)
         problem = MatMulProblem(
             M=1,
             K=weight.inputs,
             N=weight.rows,
             group_size=weight.group_size,
             bits=weight.bits,
+            planes=weight.planes,
             accuracy_level=accuracy_level,
             **_weight_pointers(weight),
         )
@@ -259,6 +265,7 @@ class Core:
             N=weight.rows,
             group_size=weight.group_size,
             bits=weight.bits,
+            planes=weight.planes,
             index_is_int32=int(indices.dtype == np.int32),
             indices=indices.ctypes.data,
             y=y.ctypes.data,

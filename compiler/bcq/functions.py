@@ -86,9 +86,11 @@ _CONSTANTS = f"""
     byte_signs = Sub (byte_doubled, f_one)
 """
 
-# tile16 to plain order, padding rows cut off: all_words [N, C, q], all_alpha [N, G, q], all_offsets [N, G].
+# tile16 to plain order, planes beyond q and padding rows cut off: all_words [N, C, q], all_alpha [N, G, q],
+# all_offsets [N, G].
 _ROWS = """
-    codes_by_row = Transpose <perm = [0, 3, 1, 2]> (codes)
+    codes_used = Slice (codes, zero, q, two)
+    codes_by_row = Transpose <perm = [0, 3, 1, 2]> (codes_used)
     words_shape = Concat <axis = 0> (last, C, q)
     words_padded = Reshape (codes_by_row, words_shape)
     all_words = Slice (words_padded, zero, n, zero)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class PackedWeight:
     """One matrix in the layout that kernels compute on.
 
     Attributes:
-        codes: uint32 ``[T, C, q, 16]``.
+        codes: uint32 ``[T, C, planes, 16]``, of which the first q planes are this weight's.
         alpha_1: float16 ``[T, G, 16]``; the only tensor that a task trains.
         alpha_rest: float16 ``[T, G, q-1, 16]``; zero elements when q = 1.
         offset: float16 ``[T, G, 16]``, or shape ``[0]`` when there is none.
@@ -38,8 +39,18 @@ class PackedWeight:
 
     @property
     def bits(self) -> int:
-        """q, the number of planes."""
+        """q, the number of planes that the weight reads."""
+        return int(self.alpha_rest.shape[2]) + 1
+
+    @property
+    def planes(self) -> int:
+        """How many planes the codes hold; more than q where a weight of more bits shares them."""
         return int(self.codes.shape[2])
+
+    @property
+    def format_version(self) -> int:
+        """The version of ``ops/README.md`` that a node with this weight has."""
+        return contract.FORMAT_VERSION if self.bits == self.planes else contract.NESTED_FORMAT_VERSION
 
     @property
     def nbytes(self) -> int:
@@ -78,11 +89,16 @@ def pack(weight: BcqWeight) -> PackedWeight:
     )
 
 
+def among(packed: PackedWeight, codes: Words) -> PackedWeight:
+    """The same weight read from the first planes of wider codes, ``[T, C, planes, 16]``."""
+    return dataclasses.replace(packed, codes=codes)
+
+
 def unpack(packed: PackedWeight) -> BcqWeight:
-    """Inverse of :func:`pack`."""
+    """Inverse of :func:`pack`; of codes with more planes, the first ones."""
     alpha = np.concatenate([packed.alpha_1[:, :, None], packed.alpha_rest], axis=2)
     return BcqWeight(
-        words=_untile_rows(packed.codes.transpose(2, 0, 3, 1), packed.rows),
+        words=_untile_rows(packed.codes[:, :, : packed.bits].transpose(2, 0, 3, 1), packed.rows),
         alpha=_untile_rows(alpha.transpose(2, 0, 3, 1), packed.rows),
         offset=None
         if packed.offset.size == 0

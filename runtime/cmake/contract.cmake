@@ -59,7 +59,8 @@ function(bcq_write_contract json header)
     bcq_json(value ${key})
     string(APPEND BCQ_CONSTANTS "constexpr const char* ${constant} = \"${value}\";\n")
   endforeach()
-  foreach(pair "opset_version:kOpsetVersion" "format_version:kFormatVersion" "ort_api_version:kOrtApiVersion"
+  foreach(pair "opset_version:kOpsetVersion" "format_version:kFormatVersion"
+               "nested_format_version:kNestedFormatVersion" "ort_api_version:kOrtApiVersion"
                "tile_rows:kTileRows" "word_bits:kWordBits" "min_bits:kMinBits" "max_bits:kMaxBits"
                "fast_bits:kFastBits" "group_size_multiple:kGroupSizeMultiple")
     string(REPLACE ":" ";" pair "${pair}")

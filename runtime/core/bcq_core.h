@@ -44,10 +44,11 @@ typedef struct BcqMatMulProblem {
   int64_t a_stride;
   void* y; /* [M, N] */
   int64_t y_stride;
-  const uint32_t* codes;      /* [T, C, q, 16]; in the order of resident, see above */
+  const uint32_t* codes;      /* [T, C, planes, 16]; in the order of resident, see above */
   const uint16_t* alpha_1;    /* float16 [T, G, 16] */
   const uint16_t* alpha_rest; /* float16 [T, G, q-1, 16]; NULL when q = 1 */
   const uint16_t* offset;     /* float16 [T, G, 16], or NULL */
+  int64_t planes;             /* that codes hold, of which the first `bits` are read; 0: as many as bits */
 } BcqMatMulProblem;
 
 /* Y[i, :] = W[indices[i], :] as float32. */
@@ -64,6 +65,7 @@ typedef struct BcqGatherProblem {
   const uint16_t* alpha_1;
   const uint16_t* alpha_rest;
   const uint16_t* offset;
+  int64_t planes; /* as in BcqMatMulProblem */
 } BcqGatherProblem;
 
 /* Runs task(data, part) for every part in [0, parts), in any order, on any threads, and returns when all are done. */
@@ -89,10 +91,11 @@ BCQ_EXPORT uint32_t bcq_kernel_flags(const char* op, int32_t index);
 BCQ_EXPORT const char* bcq_select_matmul(const BcqMatMulProblem* problem, uint32_t flags);
 BCQ_EXPORT const char* bcq_select_gather(const BcqGatherProblem* problem, uint32_t flags);
 
-/* Copies problem->codes, which are as on disk, into `to`: as many bytes, 64-byte aligned, not overlapping. Each line of
- * 16 words stays where it is; inside a line the words take the order in which `kernel` reads them fastest, which for
- * many kernels is the order of the disk. A problem with codes = to and resident = 1 then gives the same bits as before,
- * with this kernel and no other. Reads N, K, bits, codes, and what selects a kernel when `kernel` is NULL.
+/* Copies the first `bits` planes of problem->codes, which are as on disk, into `to`: [T, C, q, 16], 64-byte aligned, not
+ * overlapping. Lines of 16 words keep their order; inside a line the words take the order in which `kernel` reads them
+ * fastest, which for many kernels is the order of the disk. A problem with codes = to, resident = 1 and planes = 0 then
+ * gives the same bits as before, with this kernel and no other. Reads N, K, bits, planes, codes, and what selects a
+ * kernel when `kernel` is NULL.
  * Returns NULL, or one line that says why nothing was copied. */
 BCQ_EXPORT const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char* kernel, uint32_t* to);
 /* 1 when a resident copy for `kernel` has another order than the disk, so that it is faster than mapped codes by more

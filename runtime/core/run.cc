@@ -105,20 +105,30 @@ const char* refuse(const Kernel* kernel) {
   return nullptr;
 }
 
-// One line of codes: 16 words of one chunk and one plane.
+// Kernels may trust that `planes` is how many there are.
+template <typename Problem>
+Problem with_planes(const Problem& p) {
+  Problem told = p;
+  if (told.planes == 0) told.planes = told.bits;
+  return told;
+}
+
+// The lines of the planes that are used: 16 words of one chunk and one plane each.
 void order_lines(const MatMulProblem& p, const MatMulKernel& kernel, uint32_t* to) {
-  const int64_t lines = tiles(p) * ((p.K + kWordBits - 1) / kWordBits) * p.bits;
-  if (kernel.order_line == nullptr) {
-    std::memcpy(to, p.codes, size_t(lines) * kTileRows * sizeof(uint32_t));
-    return;
+  const int64_t all_chunks = tiles(p) * ((p.K + kWordBits - 1) / kWordBits);
+  for (int64_t chunk = 0; chunk < all_chunks; ++chunk) {
+    const uint32_t* line = p.codes + chunk * p.planes * kTileRows;
+    for (int64_t plane = 0; plane < p.bits; ++plane, line += kTileRows, to += kTileRows) {
+      if (kernel.order_line != nullptr) kernel.order_line(line, to);
+      else std::memcpy(to, line, kTileRows * sizeof(uint32_t));
+    }
   }
-  for (int64_t line = 0; line < lines; ++line) kernel.order_line(p.codes + line * kTileRows, to + line * kTileRows);
 }
 
 // The rows [begin, begin + rows) of a problem, or as many as there are.
 MatMulProblem panel_of(const MatMulProblem& p, int64_t begin, int64_t rows) {
   const size_t element = p.a_is_half ? sizeof(uint16_t) : sizeof(float);
-  MatMulProblem panel = p;
+  MatMulProblem panel = with_planes(p);
   panel.M = std::min(rows, p.M - begin);
   panel.a = static_cast<const uint8_t*>(p.a) + size_t(begin) * size_t(p.a_stride) * element;
   panel.y = static_cast<uint8_t*>(p.y) + size_t(begin) * size_t(p.y_stride) * element;
@@ -171,7 +181,7 @@ const char* bcq_matmul_make_resident(const BcqMatMulProblem* problem, const char
   const char* error = bcq::refuse(kernel);
   if (error != nullptr) return error;
   if (problem->resident != 0) return "the codes are a resident copy already";
-  bcq::order_lines(*problem, *kernel, to);
+  bcq::order_lines(bcq::with_planes(*problem), *kernel, to);
   return nullptr;
 }
 
@@ -187,7 +197,8 @@ const char* bcq_gather(const BcqGatherProblem* problem, const char* name, size_t
   const char* error = bcq::refuse(kernel);
   if (error != nullptr || problem->count == 0) return error;
   if (parts == 0) parts = bcq::parts_for(double(problem->count) * double(problem->K) * 4, problem->count);
-  bcq::GatherJob job{*problem, *kernel, parts};
+  const bcq::GatherProblem told = bcq::with_planes(*problem);
+  bcq::GatherJob job{told, *kernel, parts};
   bcq::for_each_part(parallel_for, pool, bcq::gather_part, parts, &job);
   return nullptr;
 }

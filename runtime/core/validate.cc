@@ -39,6 +39,7 @@ std::string check_shape(const char* tensor, Shape found, Shape expected, const c
 
 int64_t tiles(const Attributes& a) { return (a.N + contract::kTileRows - 1) / contract::kTileRows; }
 int64_t chunks(const Attributes& a) { return (a.K + contract::kWordBits - 1) / contract::kWordBits; }
+int64_t planes(const Attributes& a) { return a.planes == 0 ? a.bits : a.planes; }
 int64_t groups(const Attributes& a) { return (a.K - 1) / a.group_size + 1; }
 
 bool is_lower_hex_sha256(const std::string& text) {
@@ -65,12 +66,12 @@ int64_t lowest_bit(uint32_t word) {
 
 // Rows `first_lane` .. 15 of one tile over all of its words.
 std::string check_row_padding(const Attributes& a, const uint32_t* codes, int64_t tile, int64_t first_lane) {
-  const int64_t lines = chunks(a) * a.bits;
+  const int64_t lines = chunks(a) * planes(a);
   for (int64_t line = 0; line < lines; ++line) {
     const uint32_t* words = codes + (tile * lines + line) * contract::kTileRows;
     for (int64_t lane = first_lane; lane < contract::kTileRows; ++lane) {
       if (words[lane] == 0) continue;
-      const int64_t input = line / a.bits * contract::kWordBits + lowest_bit(words[lane]);
+      const int64_t input = line / planes(a) * contract::kWordBits + lowest_bit(words[lane]);
       return padding_error(tile * contract::kTileRows + lane, input);
     }
   }
@@ -79,9 +80,9 @@ std::string check_row_padding(const Attributes& a, const uint32_t* codes, int64_
 
 // The bits above `used` in the last chunk of one tile.
 std::string check_input_padding(const Attributes& a, const uint32_t* codes, int64_t tile, int64_t used) {
-  const uint32_t* words = codes + (tile * chunks(a) + chunks(a) - 1) * a.bits * contract::kTileRows;
+  const uint32_t* words = codes + (tile * chunks(a) + chunks(a) - 1) * planes(a) * contract::kTileRows;
   const uint32_t padding = ~uint32_t(0) << used;
-  for (int64_t i = 0; i < a.bits * contract::kTileRows; ++i) {
+  for (int64_t i = 0; i < planes(a) * contract::kTileRows; ++i) {
     if ((words[i] & padding) == 0) continue;
     const int64_t input = (chunks(a) - 1) * contract::kWordBits + lowest_bit(words[i] & padding);
     return padding_error(tile * contract::kTileRows + i % contract::kTileRows, input);
@@ -99,9 +100,10 @@ std::string check_group_size(const Attributes& a) {
 }
 
 std::string check_format(const Attributes& a) {
-  if (a.format_version != contract::kFormatVersion) {
-    return got("format_version", std::to_string(a.format_version), std::to_string(contract::kFormatVersion),
-               a.format_version > contract::kFormatVersion
+  if (a.format_version != contract::kFormatVersion && a.format_version != contract::kNestedFormatVersion) {
+    return got("format_version", std::to_string(a.format_version),
+               std::to_string(contract::kFormatVersion) + " or " + std::to_string(contract::kNestedFormatVersion),
+               a.format_version > contract::kNestedFormatVersion
                    ? "The file is newer than this library: update onnx-bcq."
                    : kExportAgain);
   }
@@ -125,8 +127,16 @@ std::string check_attributes(const Attributes& a) {
 }
 
 std::string check_codes(const Attributes& a, Shape shape) {
-  const int64_t expected[] = {tiles(a), chunks(a), a.bits, contract::kTileRows};
-  return check_shape("codes", shape, {expected, 4});
+  int64_t expected[] = {tiles(a), chunks(a), a.bits, contract::kTileRows};
+  if (a.format_version != contract::kNestedFormatVersion) return check_shape("codes", shape, {expected, 4});
+  if (shape.rank == 4 && shape.dims[2] == a.bits) {
+    return got("format_version", std::to_string(a.format_version),
+               std::to_string(contract::kFormatVersion) + " where a node reads all planes of its codes", kExportAgain);
+  }
+  expected[2] = contract::kMaxBits;
+  if (shape.rank == 4 && a.bits < shape.dims[2] && shape.dims[2] < contract::kMaxBits) expected[2] = shape.dims[2];
+  const std::string alternative = " or fewer planes, more than the " + std::to_string(a.bits) + " that are read";
+  return check_shape("codes", shape, {expected, 4}, alternative.c_str());
 }
 
 std::string check_alpha_1(const Attributes& a, Shape shape) {

@@ -14,6 +14,7 @@ namespace bcq {
 struct Attributes {
   int64_t format_version = 0;
   int64_t bits = 0;
+  int64_t planes = 0;  // no attribute: that codes hold, from their checked shape; 0: as many as bits
   int64_t K = 0;
   int64_t N = 0;
   int64_t group_size = 0;
@@ -31,14 +32,15 @@ struct Shape {
 // weight fits in int64: K and N stay below 2^31 and bits below 9, so N * K * bits < 2^65 / 32 words.
 std::string check_attributes(const Attributes& attributes);
 
-// The four tensors of a weight whose attributes have been checked.
+// The four tensors of a weight whose attributes have been checked. Codes have as many planes as bits, in the nested
+// format more.
 std::string check_codes(const Attributes& attributes, Shape shape);
 std::string check_alpha_1(const Attributes& attributes, Shape shape);
 std::string check_alpha_rest(const Attributes& attributes, Shape shape);
 std::string check_offset(const Attributes& attributes, Shape shape);
 
-// The bits of rows N .. 16 T - 1 and of inputs K .. 32 C - 1 are zero. Reads only words that hold padding, so a matrix
-// whose sizes fit is not touched and stays unread on disk.
+// The bits of rows N .. 16 T - 1 and of inputs K .. 32 C - 1 are zero, in all planes that codes hold. Reads only words
+// that hold padding, so a matrix whose sizes fit is not touched and stays unread on disk.
 std::string check_padding(const Attributes& attributes, const uint32_t* codes);
 
 // The last dimension of an activation [..., K].

@@ -32,6 +32,11 @@ const void* address(const Rule& rule, const Attributes& attributes, const Tensor
 CudaWeight::CudaWeight(const Calls& calls, const OrtKernelInfo* info, const contract::Op& op)
     : attributes_(read_attributes(calls, info, op)) {
   refuse_if(check_attributes(attributes_));
+  if (attributes_.format_version != contract::kFormatVersion) {
+    throw Refusal{"format_version: got " + std::to_string(attributes_.format_version) + ", codes of more planes than "
+                  "this node reads, expected " + std::to_string(contract::kFormatVersion) + " on CUDA. Run it on the "
+                  "CPU, or export a model of one precision."};
+  }
   for (size_t i = 0; i < kTensors; ++i) {
     Tensor tensor;
     fed_[i] = !constant_input(calls, info, kFirst + i, tensor);

@@ -55,6 +55,7 @@ class Gather {
     p.N = attributes.N;
     p.group_size = attributes.group_size;
     p.bits = int32_t(attributes.bits);
+    p.planes = attributes.planes;
     return p;
   }
 

@@ -99,6 +99,7 @@ class MatMul {
     p.N = attributes.N;
     p.group_size = attributes.group_size;
     p.bits = int32_t(attributes.bits);
+    p.planes = attributes.planes;
     p.a_is_half = registration.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     p.accuracy_level = int32_t(attributes.accuracy_level);
     p.a_stride = p.K;
@@ -135,6 +136,7 @@ class MatMul {
     p.a = a.data<void>();
     p.codes = resident_ == nullptr ? weight.codes : resident_.get();
     p.resident = resident_ != nullptr;
+    if (p.resident != 0) p.planes = p.bits;  // a copy has no others
     p.alpha_1 = weight.alpha_1;
     p.alpha_rest = weight.alpha_rest;
     p.offset = weight.offset;

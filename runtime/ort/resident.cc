@@ -18,8 +18,9 @@ namespace {
 using Key = std::tuple<std::string, uintptr_t, int64_t, int64_t, int32_t>;  // hash, order, N, K, bits
 using Copies = std::multimap<Key, std::weak_ptr<const uint32_t>>;
 
-size_t words_of_tile(const BcqMatMulProblem& p) {
-  return size_t((p.K + kWordBits - 1) / kWordBits) * size_t(p.bits) * kTileRows;
+// Words of one tile with so many planes.
+size_t words_of_tile(const BcqMatMulProblem& p, int64_t planes) {
+  return size_t((p.K + kWordBits - 1) / kWordBits) * size_t(planes) * kTileRows;
 }
 
 int64_t tiles(const BcqMatMulProblem& p) { return (p.N + kTileRows - 1) / kTileRows; }
@@ -37,12 +38,13 @@ void copy(const BcqMatMulProblem& problem, const char* kernel, uint32_t* to) {
 
 // Whether `held` is what a copy of problem.codes would be.
 bool is_copy(const BcqMatMulProblem& problem, const char* kernel, const uint32_t* held) {
-  const size_t words = words_of_tile(problem);
+  const size_t words = words_of_tile(problem, problem.bits);
+  const size_t stored = words_of_tile(problem, problem.planes);
   std::vector<uint32_t> buffer(words + kTileRows);
   uint32_t* aligned = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t(63));
   BcqMatMulProblem tile = problem;
   tile.N = kTileRows;
-  for (int64_t i = 0; i < tiles(problem); ++i, tile.codes += words, held += words) {
+  for (int64_t i = 0; i < tiles(problem); ++i, tile.codes += stored, held += words) {
     copy(tile, kernel, aligned);
     if (std::memcmp(aligned, held, words * sizeof(uint32_t)) != 0) return false;
   }
@@ -76,7 +78,7 @@ void forget_gone(Copies& copies) {
 }  // namespace
 
 size_t resident_bytes(const BcqMatMulProblem& problem) {
-  return size_t(tiles(problem)) * words_of_tile(problem) * sizeof(uint32_t);
+  return size_t(tiles(problem)) * words_of_tile(problem, problem.bits) * sizeof(uint32_t);
 }
 
 std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, const char* kernel,
@@ -94,7 +96,8 @@ std::shared_ptr<const uint32_t> resident_codes(const BcqMatMulProblem& problem, 
     forget_gone(copies);
     copies.emplace(key, held);
   }
-  release_file_pages(problem.codes, resident_bytes(problem));
+  const size_t stored = size_t(tiles(problem)) * words_of_tile(problem, problem.planes) * sizeof(uint32_t);
+  release_file_pages(problem.codes, stored);
   return held;
 }
 

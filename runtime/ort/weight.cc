@@ -53,6 +53,7 @@ Weight::Weight(const Calls& calls, const OrtKernelInfo* info, const contract::Op
   }
   check_type("codes", codes, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32, "uint32");
   refuse_if(check_codes(attributes_, codes.shape()));
+  attributes_.planes = codes.shape().dims[2];
   check_alignment("codes", codes, sizeof(uint32_t));
   constants_.codes = codes.data<uint32_t>();
   refuse_if(check_padding(attributes_, constants_.codes));

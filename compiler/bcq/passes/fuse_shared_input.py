@@ -67,9 +67,10 @@ def _reason_against(node: ir.Node) -> str:
 
 
 def _kind(node: ir.Node) -> tuple[Any, ...]:
-    """What must be equal for two products to be one: attributes, and whether there is an offset."""
+    """What must be equal for two products to be one: attributes, having an offset, planes not read."""
     values = tuple(node.attributes[name].value for name in _ALIKE)
-    return (*values, _tensor(_packed(node)[3]).size > 0)
+    unread = _tensor(_packed(node)[0]).shape.numpy()[2] - _int(node, "bits")
+    return (*values, _tensor(_packed(node)[3]).size > 0, unread)
 
 
 def _unlike(kind: tuple[Any, ...], groups: dict[tuple[Any, ...], list[ir.Node]]) -> str:
@@ -77,7 +78,7 @@ def _unlike(kind: tuple[Any, ...], groups: dict[tuple[Any, ...], list[ir.Node]])
     other = next((other for other in groups if other != kind), None)
     if other is None:
         return "no other product of the same activations can be fused"
-    pairs = zip((*_ALIKE, "offset"), kind, other, strict=True)
+    pairs = zip((*_ALIKE, "offset", "unread planes"), kind, other, strict=True)
     differing = [f"{what} {mine}, not {yours}" for what, mine, yours in pairs if mine != yours]
     return f"unlike '{groups[other][0].name}', it has {', '.join(differing)}"
 

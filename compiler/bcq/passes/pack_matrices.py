@@ -81,7 +81,7 @@ def _initializers(graph: ir.Graph, name: str, packed: PackedWeight, taken: set[s
 
 def _attributes(packed: PackedWeight, accuracy_level: int) -> dict[str, int | str]:
     return {
-        "format_version": contract.FORMAT_VERSION,
+        "format_version": packed.format_version,
         "layout": contract.LAYOUT,
         "bits": packed.bits,
         "K": packed.inputs,

@@ -71,13 +71,14 @@ __attribute__((noinline)) void make_canonical(float* y, int64_t count) {
 template <int bits>
 void decode_row(const GatherProblem& p, const Row& row, float* y) {
   const uint32_t* words = row.words;
+  const int64_t step = p.planes * kTileRows;
   for (int64_t group = 0; group * p.group_size < p.K; ++group) {
     const Factors factors = load_factors(row, group, bits);
     const int64_t left = p.K - group * p.group_size;
     const int64_t count = left < p.group_size ? left : p.group_size;
     float* to = y + group * p.group_size;
     int64_t rest = count;
-    for (; rest >= kWordBits; rest -= kWordBits, to += kWordBits, words += bits * kTileRows) {
+    for (; rest >= kWordBits; rest -= kWordBits, to += kWordBits, words += step) {
       decode_chunk<bits>(words, factors, row.offset != nullptr, to);
     }
     if (rest != 0) {

@@ -30,7 +30,7 @@ inline Row row_at(const GatherProblem& p, int64_t number) {
   const int64_t tile = number / kTileRows, lane = number % kTileRows;
   const int64_t chunks = (p.K + kWordBits - 1) / kWordBits;
   const int64_t cell = tile * ((p.K - 1) / p.group_size + 1);
-  return {p.codes + tile * chunks * p.bits * kTileRows + lane, p.alpha_1 + cell * kTileRows + lane,
+  return {p.codes + tile * chunks * p.planes * kTileRows + lane, p.alpha_1 + cell * kTileRows + lane,
           p.bits > 1 ? p.alpha_rest + cell * (p.bits - 1) * kTileRows + lane : nullptr,
           p.offset ? p.offset + cell * kTileRows + lane : nullptr};
 }

@@ -14,7 +14,7 @@ void add_plane(uint32_t word, float alpha, float* y) {
 // Inputs 32 chunk .. 32 chunk + 31 of a row into y[32].
 void decode_chunk(const GatherProblem& p, const Row& row, int64_t chunk, float* y) {
   const int64_t group = chunk * kWordBits / p.group_size;
-  const uint32_t* words = row.words + chunk * p.bits * kTileRows;
+  const uint32_t* words = row.words + chunk * p.planes * kTileRows;
   for (int j = 0; j < kWordBits; ++j) y[j] = 0.0f;
   for (int64_t i = 0; i < p.bits; ++i) {
     add_plane(words[i * kTileRows], half_to_float(plane_alpha(row, group, i, p.bits)), y);

@@ -61,6 +61,7 @@ void run_in_order(const MatMulProblem& p, const void* scratch, int64_t begin_til
 template <typename One, typename Many>
 void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
   if (p.resident) return run_in_order<One, Many, ResidentOrder>(p, scratch, begin_tile, end_tile);
+  if (p.planes > p.bits) return run_in_order<One, Many, GappedOrder>(p, scratch, begin_tile, end_tile);
   run_in_order<One, Many, DiskOrder>(p, scratch, begin_tile, end_tile);
 }
 

@@ -8,6 +8,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "kernels/bcq_matmul/lookup_plan.h"
 
 namespace bcq {
@@ -62,6 +64,9 @@ class DiskOrder {
   }
 };
 
+// Codes that hold more planes than are read: the order of the disk, with gaps between the lines of two chunks.
+class GappedOrder : public DiskOrder {};
+
 struct ResidentOrder {
   using Line = const __m256i*;
   static Line hold(const uint32_t* line) { return reinterpret_cast<const __m256i*>(line); }
@@ -83,8 +88,10 @@ struct FromCodes {
   const uint32_t* first;
   int64_t stride;
   const uint32_t* next;  // codes to prefetch, a line for each of these
+  // Words from what a chunk prefetches to what the next one does: all lines in a row, or only those that will be read.
+  int64_t next_stride() const { return std::is_same_v<Order, GappedOrder> ? stride : kTileRows; }
   Line line(int chunk) const {
-    _mm_prefetch(reinterpret_cast<const char*>(next + chunk * kTileRows), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(next + chunk * next_stride()), _MM_HINT_T0);
     return Order::hold(first + chunk * stride);
   }
   static Nibbles x(const Line& line) { return Order::x(line); }

@@ -70,7 +70,7 @@ inline void add_offsets(const RowBlocks& rows, const PairFloats& offset, PairFlo
 template <typename Method, typename Order, int chunks>
 void add_pair(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, const RowBlocks& rows,
               const TilePair& tiles, int64_t ahead, PairFloats* y) {
-  const int64_t words = p.bits * kTileRows;
+  const int64_t words = p.planes * kTileRows;
   const uint32_t* a = first_line(p, plan, block, tiles.a);
   const uint32_t* b = first_line(p, plan, block, tiles.b);
   for (int64_t plane = 0; plane < p.bits; ++plane, a += kTileRows, b += kTileRows) {
@@ -107,7 +107,7 @@ struct Panel {
 // next block of the first pair, or the first block of the next panel.
 inline int64_t words_to_next_pair(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block,
                                   const Panel& panel, int64_t pair) {
-  const int64_t words = p.bits * kTileRows;
+  const int64_t words = p.planes * kTileRows;
   const int64_t next_pair = 2 * plan.chunks * words;
   if (pair + 1 < panel.pairs()) return next_pair;
   if (block.first_chunk + block.chunks == plan.chunks) return next_pair - block.first_chunk * words;

@@ -85,19 +85,21 @@ struct OneT8 {
 template <typename Method, int chunks, typename Order>
 inline void look_up_planes(const MatMulProblem& p, const uint32_t* line, int64_t to_other, const uint8_t* tables,
                            Merged* merged) {
-  FromCodes<Order> codes = {line, p.bits * kTileRows, line + kWordsAhead};
+  constexpr bool gaps = std::is_same_v<Order, GappedOrder>;
+  const int64_t stride = (gaps ? p.planes : p.bits) * kTileRows;
+  FromCodes<Order> codes = {line, stride, line + (gaps ? kWordsAhead / stride * stride : kWordsAhead)};
   for (const Merged* end = merged + p.bits; merged < end; ++merged) {
     keep_in_memory(tables);
     *merged = Method::template look_up<chunks>(codes, to_other, tables);
     codes.first += kTileRows;
-    codes.next += chunks * kTileRows;
+    codes.next += (gaps ? 1 : chunks) * kTileRows;
   }
 }
 
 template <typename Method, typename Order>
 void tiles_for_one(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row, int64_t tile, int64_t tiles,
                    float* y) {
-  const int64_t to_other = (tiles - 1) * plan.chunks * p.bits * kTileRows;
+  const int64_t to_other = (tiles - 1) * plan.chunks * p.planes * kTileRows;
   const int64_t room = kPlanesAtOnce / p.bits;
   for (int64_t i = 0; i < tiles; ++i) store(y + i * kTileRows, Sixteen{});
   Pending pending;

@@ -183,10 +183,11 @@ __attribute__((always_inline)) inline void look_up_chunk(const uint32_t* line, i
   }
 }
 
-// y += alpha * (s * sum) for some rows of A and some consecutive planes of one block. line: the first of these planes.
+// y += alpha * (s * sum) for some rows of A and some consecutive planes of one block. line: the first of these planes;
+// step: words from a chunk to the next.
 template <typename Method, int rows, int planes>
 __attribute__((always_inline)) inline void add_planes(const MatMulProblem& p, const Rows& a, const LookupBlock& block,
-                                                      int64_t cell, int64_t plane, int64_t bits,
+                                                      int64_t cell, int64_t plane, int64_t step,
                                                       const uint32_t* line, int64_t ahead, __m512* y) {
   constexpr bool two_chains = rows * planes <= 4;
   Sums<two_chains> sums[rows][planes];
@@ -195,7 +196,6 @@ __attribute__((always_inline)) inline void add_planes(const MatMulProblem& p, co
 #pragma GCC unroll 8
     for (auto& sum : row) sum.at(0) = sum.at(1) = _mm512_setzero_si512();
   }
-  const int64_t step = bits * kTileRows;
   const uint8_t* table = a.tables(0) + size_t(block.first_chunk) * Method::kEntries.table_bytes;
   int64_t left = block.chunks;
   asm("" : "+r"(left));  // knowing that it is at most four, GCC would unroll, and load the tables for each plane
@@ -227,12 +227,12 @@ inline void add_offset(const MatMulProblem& p, const Rows& a, const LookupBlock&
 // The planes of one block from `plane` on; up to `most` of them share what is loaded from the tables.
 template <typename Method, int rows, int most>
 __attribute__((always_inline)) inline void add_block(const MatMulProblem& p, const Rows& a, const LookupBlock& block,
-                                                     int64_t cell, int64_t plane, int64_t bits, const uint32_t* line,
-                                                     int64_t ahead, __m512* y) {
+                                                     int64_t cell, int64_t plane, int64_t bits, int64_t step,
+                                                     const uint32_t* line, int64_t ahead, __m512* y) {
   for (; plane + most <= bits; plane += most) {
-    add_planes<Method, rows, most>(p, a, block, cell, plane, bits, line + plane * kTileRows, ahead, y);
+    add_planes<Method, rows, most>(p, a, block, cell, plane, step, line + plane * kTileRows, ahead, y);
   }
-  if constexpr (most > 1) add_block<Method, rows, most - 1>(p, a, block, cell, plane, bits, line, ahead, y);
+  if constexpr (most > 1) add_block<Method, rows, most - 1>(p, a, block, cell, plane, bits, step, line, ahead, y);
 }
 
 }  // namespace

@@ -35,6 +35,11 @@ struct Tiles {
   int64_t count;
 };
 
+// So far ahead that whole chunks lie between: with gaps, every line then prefetches one that will be read.
+inline int64_t whole_chunks(int64_t words, int64_t chunk_words) {
+  return (words + chunk_words - 1) / chunk_words * chunk_words;
+}
+
 // At the end of a tile's codes, what is needed next lies in the tile as many tiles behind.
 inline int64_t words_ahead(const LookupPlan& plan, const LookupBlock& block, int64_t chunk_words, int64_t tiles) {
   if (tiles == 1) return kWordsAhead;
@@ -42,22 +47,23 @@ inline int64_t words_ahead(const LookupPlan& plan, const LookupBlock& block, int
   return in_tile ? kTileWordsAhead : kTileWordsAhead + (tiles - 1) * plan.chunks * chunk_words;
 }
 
-// Some rows of A and some tiles, outputs[tile][rows][16]. known_bits: q, or 0 for any.
-template <typename Method, int rows, int known_bits>
+// Some rows of A and some tiles, outputs[tile][rows][16]. known_bits: q, or 0 for any. gaps: codes hold more planes.
+template <typename Method, int rows, int known_bits, bool gaps>
 __attribute__((noinline)) void add_tiles(const MatMulProblem& p, const LookupPlan& plan, const Rows& a,
                                          const Tiles& tiles, float* outputs) {
   constexpr int most = 8 / rows < 4 ? 8 / rows : 4;
   const int64_t bits = known_bits > 0 ? known_bits : p.bits;
-  const int64_t chunk_words = bits * kTileRows;
+  const int64_t chunk_words = (gaps ? p.planes : bits) * kTileRows;
   for (LookupBlock block = block_from(plan, 0, 0, 0); block.chunks > 0; block = next_block(plan, block)) {
-    const int64_t ahead = words_ahead(plan, block, chunk_words, tiles.count);
+    int64_t ahead = words_ahead(plan, block, chunk_words, tiles.count);
+    if (gaps) ahead = whole_chunks(ahead, chunk_words);
     const uint32_t* line = first_line(p, plan, block, tiles.first);
     float* at = outputs;
     int64_t cell = tiles.first * plan.groups + block.group;
     for (int64_t left = tiles.count; left > 0; --left, at += rows * kTileRows, cell += plan.groups) {
       __m512 y[rows];
       for (int r = 0; r < rows; ++r) y[r] = _mm512_load_ps(at + r * kTileRows);
-      add_block<Method, rows, most>(p, a, block, cell, 0, bits, line, ahead, y);
+      add_block<Method, rows, most>(p, a, block, cell, 0, bits, chunk_words, line, ahead, y);
       if (p.offset) add_offset<rows>(p, a, block, cell, y);
       for (int r = 0; r < rows; ++r) _mm512_store_ps(at + r * kTileRows, y[r]);
       line += plan.chunks * chunk_words;
@@ -68,11 +74,11 @@ __attribute__((noinline)) void add_tiles(const MatMulProblem& p, const LookupPla
 using AddTiles = void (*)(const MatMulProblem&, const LookupPlan&, const Rows&, const Tiles&, float*);
 
 // For one row of A and up to four planes, all planes of a block are written out.
-template <typename Method, int rows>
+template <typename Method, int rows, bool gaps>
 AddTiles add_tiles_for(int64_t bits) {
-  if (rows > 1 || bits > 4) return add_tiles<Method, rows, 0>;
-  constexpr AddTiles known[] = {add_tiles<Method, 1, 1>, add_tiles<Method, 1, 2>, add_tiles<Method, 1, 3>,
-                                add_tiles<Method, 1, 4>};
+  if (rows > 1 || bits > 4) return add_tiles<Method, rows, 0, gaps>;
+  constexpr AddTiles known[] = {add_tiles<Method, 1, 1, gaps>, add_tiles<Method, 1, 2, gaps>,
+                                add_tiles<Method, 1, 3, gaps>, add_tiles<Method, 1, 4, gaps>};
   return known[bits - 1];
 }
 
@@ -80,7 +86,9 @@ AddTiles add_tiles_for(int64_t bits) {
 template <typename Method, int rows>
 int64_t compute_rows(const MatMulProblem& p, const LookupPlan& plan, const Rows& a, int64_t m, const Tiles& tiles) {
   alignas(64) float outputs[kTilesForMany * rows * kTileRows] = {};
-  add_tiles_for<Method, rows>(p.bits)(p, plan, a, tiles, outputs);
+  const AddTiles add = p.planes > p.bits ? add_tiles_for<Method, rows, true>(p.bits)
+                                         : add_tiles_for<Method, rows, false>(p.bits);
+  add(p, plan, a, tiles, outputs);
   const float* y = outputs;
   for (int64_t tile = tiles.first; tile < tiles.first + tiles.count; ++tile) {
     for (int64_t r = 0; r < rows; ++r, y += kTileRows) store_tile(p, m + r, tile, y, a.out(int(r)));

@@ -171,14 +171,14 @@ void exact_tile(const MatMulProblem& p, const ExactRows& rows, int64_t m, int64_
   alignas(64) float y[kMostRows * kTileRows];
   for (int64_t i = 0; i < count * kTileRows; ++i) y[i] = 0.0f;
   const int64_t chunks = exact_chunks(p);
-  const uint32_t* words = p.codes + tile * chunks * p.bits * kTileRows;
+  const uint32_t* words = p.codes + tile * chunks * p.planes * kTileRows;
   int64_t cell = tile * ((p.K - 1) / p.group_size + 1);
   int64_t next_group = 0;  // the chunk where it begins
   GroupFactors factors;
   for (int64_t first = 0; first < chunks; first += kPanelChunks) {
     const int64_t end = chunks - first < kPanelChunks ? chunks : first + kPanelChunks;
     float* to = weights;
-    for (int64_t c = first; c < end; ++c, words += p.bits * kTileRows, to += kChunkFloats) {
+    for (int64_t c = first; c < end; ++c, words += p.planes * kTileRows, to += kChunkFloats) {
       if (c == next_group) {
         load_factors<V>(p, cell++, factors);
         next_group += (p.group_size + kWordBits - 1) / kWordBits;

@@ -32,7 +32,7 @@ inline void for_each_set(const MatMulProblem& p, const LookupPlan& plan, const v
 
 // Where a block's codes begin, and its tables.
 inline const uint32_t* first_line(const MatMulProblem& p, const LookupPlan& plan, const LookupBlock& block, int64_t tile) {
-  return p.codes + (tile * plan.chunks + block.first_chunk) * p.bits * kTileRows;
+  return p.codes + (tile * plan.chunks + block.first_chunk) * p.planes * kTileRows;
 }
 
 inline const uint8_t* first_table(const LookupPlan& plan, const LookupRow& row, const LookupBlock& block) {

@@ -49,7 +49,7 @@ void add_group(const MatMulProblem& p, const float* a, int64_t tile, int64_t gro
     double sum[kLanes] = {};
     for (int64_t c = begin; c < end; ++c) {
       const int64_t left = p.K - c * kWordBits;
-      const uint32_t* words = p.codes + ((tile * chunks(p) + c) * p.bits + plane) * kLanes;
+      const uint32_t* words = p.codes + ((tile * chunks(p) + c) * p.planes + plane) * kLanes;
       add_signed(words, a + c * kWordBits, left < kWordBits ? left : kWordBits, sum);
     }
     const uint16_t* alpha =
