@@ -5,49 +5,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from bcq.errors import InputError, UnsupportedError, UsageError
-from bcq.generate import Model, load
-
-VOCABULARY, END = 10, 9
-
-
-class Counting:
-    """Answers each token with the next number, and keeps what it was fed."""
-
-    def __init__(self, positions: bool = True) -> None:
-        self.feeds: list[dict[str, NDArray[Any]]] = []
-        cache = [f"past_key_values.0.{part}" for part in ("key", "value")]
-        integers = ["input_ids", "attention_mask", *(["position_ids"] if positions else [])]
-        self.inputs = [
-            SimpleNamespace(name=name, type="tensor(int64)", shape=["b", "s"]) for name in integers
-        ]
-        self.inputs += [SimpleNamespace(name=n, type="tensor(float)", shape=["b", 2, "p", 4]) for n in cache]
-
-    def get_inputs(self) -> list[Any]:
-        return self.inputs
-
-    def get_outputs(self) -> list[Any]:
-        names = ("logits", "present.0.key", "present.0.value")
-        return [SimpleNamespace(name=name, shape=["b", "s", VOCABULARY]) for name in names]
-
-    def run(self, names: None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        self.feeds.append(feeds)
-        tokens = feeds["input_ids"]
-        past = feeds["past_key_values.0.key"]
-        present = np.concatenate([past, np.zeros((*past.shape[:2], tokens.shape[1], 4), np.float32)], axis=2)
-        return [np.eye(VOCABULARY, dtype=np.float32)[(tokens + 1) % VOCABULARY], present, present]
-
-
-def model(session: Counting, context: int = 32, folder: Path = Path()) -> Model:
-    described = {"context_length": context, "vocab_size": VOCABULARY, "eos_token_id": END}
-    return Model(folder, session, {"model": described})
+from bcq.generation.model import Model, load
+from counting_model import VOCABULARY, Counting, model
 
 
 def test_greedy_tokens_follow_the_largest_logit() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bcq.errors import UsageError
-from bcq.sampling import candidates, chooser
+from bcq.generation.sampling import candidates, chooser
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:

@@ -22,6 +22,7 @@ from bcq.adapter import Adapter
 from bcq.base import QuantizedBase
 from bcq.cli import main
 from bcq.errors import BcqError
+from bcq.generation.text import open_tokenizer
 from bcq.tuning import checkpoint as checkpoints
 from bcq.tuning.options import TuneOptions
 from bcq.tuning.train import batches
@@ -102,7 +103,7 @@ def test_tuned_factors_do_in_the_base_what_they_did_in_training(base: QuantizedB
             values = result.adapter.dense.get(name, values)
             parameter.copy_(torch.from_numpy(np.array(values)))
     examples = [Example(row["mr"], (row["ref"],)) for row in ROWS]
-    task = LanguageTask(bcq.generate.open_tokenizer(base.folder), 0, 256, quick(), examples)
+    task = LanguageTask(open_tokenizer(base.folder), 0, 256, quick(), examples)
     # The same float32 sums in another order; embeddings and activations pass through four layers.
     assert task.evaluate(model.eval(), examples)["nll"] == pytest.approx(result.figures["dev_nll"], rel=1e-4)
 

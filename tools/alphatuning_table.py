@@ -44,7 +44,7 @@ from bcq.base import QuantizedBase
 from bcq.bcq import ceil_div
 from bcq.frontends.architectures import architecture_of
 from bcq.frontends.hf import read_dense
-from bcq.generate import open_tokenizer
+from bcq.generation.text import open_tokenizer
 from bcq.manifest import write_manifest
 from bcq.packing import unpack
 from bcq.plan import QuantizeOptions

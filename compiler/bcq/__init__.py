@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bcq.base import QuantizedBase
     from bcq.bcq import BcqWeight
     from bcq.errors import BcqError, InputError, ParityFailure, ResourceError, UnsupportedError, UsageError
-    from bcq.generate import Model, load
+    from bcq.generation.model import Model, load
     from bcq.packing import PackedWeight, pack, unpack
     from bcq.parity import ParityResult, verify
     from bcq.plan import QuantizeOptions
@@ -32,7 +32,7 @@ _HOME = {
     "BcqError": "bcq.errors",
     "BcqWeight": "bcq.bcq",
     "InputError": "bcq.errors",
-    "Model": "bcq.generate",
+    "Model": "bcq.generation.model",
     "PackedWeight": "bcq.packing",
     "ParityFailure": "bcq.errors",
     "ParityResult": "bcq.parity",
@@ -43,7 +43,7 @@ _HOME = {
     "UsageError": "bcq.errors",
     "export": "bcq.api",
     "feeds": "bcq.tasks",
-    "load": "bcq.generate",
+    "load": "bcq.generation.model",
     "pack": "bcq.packing",
     "quantize": "bcq.api",
     "session": "bcq.runtime",

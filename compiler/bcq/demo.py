@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bcq import evaluate, report
 from bcq.errors import UsageError
 from bcq.evaluate import Logits, Perplexity
-from bcq.generate import Model, load
+from bcq.generation.model import Model, load
 from bcq.manifest import listed_files
 from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress

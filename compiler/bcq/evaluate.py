@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.errors import InputError, UsageError
-from bcq.generate import Model, load
+from bcq.generation.model import Model, load
 from bcq.progress import SILENT, Progress
 from bcq.tasks import Task
 

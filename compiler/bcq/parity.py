@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from bcq.checkpoint import read_json
 from bcq.errors import UsageError
 from bcq.genai import CONFIG_FILE
+from bcq.generation.sampling import is_integer
 from bcq.integrity import require_files
 from bcq.kinds import require_export, require_original
 from bcq.progress import SILENT, Progress
-from bcq.sampling import is_integer
 
 if TYPE_CHECKING:
     from bcq.exported import ExportedWeights

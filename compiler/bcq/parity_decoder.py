@@ -13,7 +13,8 @@ import numpy as np
 from bcq import parity
 from bcq.errors import UsageError
 from bcq.exported import ExportedWeights
-from bcq.generate import Model, check_tokens, load, tokenize
+from bcq.generation.model import Model, load
+from bcq.generation.text import check_tokens, tokenize
 from bcq.parity import ParityResult
 from bcq.parity_source import difference
 from bcq.progress import Progress

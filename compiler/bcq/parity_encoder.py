@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bcq import parity
 from bcq.errors import InputError, UsageError
 from bcq.exported import ExportedWeights
-from bcq.generate import check_tokens, open_tokenizer, tokenize
+from bcq.generation.text import check_tokens, open_tokenizer, tokenize
 from bcq.parity import ParityResult
 from bcq.parity_source import difference
 from bcq.progress import Progress

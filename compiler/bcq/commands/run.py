@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt: str | Sequence[int] = (
         arguments.prompt if arguments.tokens is None else parse_tokens(arguments.tokens)
     )
-    from bcq.generate import load
+    from bcq.generation.model import load
 
     model = load(arguments.folder)
     began = time.monotonic()

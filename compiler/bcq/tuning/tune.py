@@ -18,7 +18,7 @@ from bcq.base import BaseMatrix, QuantizedBase
 from bcq.errors import UnsupportedError, UsageError
 from bcq.frontends.architectures import Architecture, architecture_of
 from bcq.frontends.names import stored_names
-from bcq.generate import open_tokenizer
+from bcq.generation.text import open_tokenizer
 from bcq.manifest import file_hash
 from bcq.nn.decode import untiled
 from bcq.nn.packed import PARTS, PackedMatrix

@@ -3,30 +3,35 @@
 
 Rows of one task run together, padded on the left; the tasks take turns, token by token, in one session. Each
 has a cache of its own, so nothing is moved when it is another's turn. Why not one run for all:
-``docs/decisions/0015-adapters.md``.
+``docs/decisions/0015-adapters.md``. Fused attention has its tokens from the left of one buffer, so there each
+row has a turn of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bcq.errors import UsageError
-from bcq.generate import Model
-from bcq.sampling import Chooser, chooser
+from bcq.generation.answer import Answer
+from bcq.generation.cache import Values
+from bcq.generation.decoder import Decoder
 from bcq.tasks import Task
+
+if TYPE_CHECKING:
+    from bcq.generation.model import Model
 
 
 def generate_batch(
     model: Model,
     prompts: Sequence[str | Sequence[int]],
     adapters: Sequence[Task] | None = None,
-    max_new_tokens: int = 20,
-    **sampling: Any,
+    max_new_tokens: int | None = 20,
+    **options: Any,
 ) -> list[str | list[int]]:
     """Continues every prompt, as `Model.generate` would one by one.
 
@@ -35,7 +40,7 @@ def generate_batch(
         prompts: texts or lists of token ids.
         adapters: one task for each prompt, as in `Model.generate`; None for what `Model.use` has chosen.
         max_new_tokens: at most so many for each; an end token ends a row earlier.
-        **sampling: as in `Model.generate`; every row draws from a generator of its own.
+        **options: as in `Model.generate`; every row draws from a generator of its own.
 
     Returns:
         The continuations in the order of the prompts: texts for texts, token ids for token ids.
@@ -47,26 +52,26 @@ def generate_batch(
     chosen = [None] * len(prompts) if adapters is None else list(adapters)
     if len(chosen) != len(prompts):
         raise UsageError("E202", f"adapters: got {len(chosen)} for {len(prompts)} prompts, expected as many.")
-    rows = [_Row(model.encode(prompt), chooser(**sampling)) for prompt in prompts]
-    for row in rows:
-        model.check_prompt(row.prompt, max_new_tokens)
-    turns = [_steps(model, group, task) for task, group in _by_task(rows, chosen)] if max_new_tokens else []
-    for _ in range(max_new_tokens):
+    rows = [_Row(*model.answer(prompt, max_new_tokens, **options)) for prompt in prompts]
+    groups = _by_task(rows, chosen) if max_new_tokens != 0 else []
+    if model.decoder.shares_buffer:
+        groups = [(task, [row]) for task, group in groups for row in group]
+    turns = [_steps(model.decoder, group, model.values(task)) for task, group in groups]
+    while turns:
         turns = [turn for turn in turns if next(turn, None) is not None]
     return [
-        model.decode(row.new) if isinstance(prompt, str) else row.new
+        row.text if isinstance(prompt, str) else row.answer.tokens
         for prompt, row in zip(prompts, rows, strict=True)
     ]
 
 
 @dataclass
 class _Row:
-    """One prompt, how its tokens are chosen, and those that are there."""
+    """One prompt and what follows it."""
 
     prompt: list[int]
-    choose: Chooser
-    new: list[int] = field(default_factory=list)
-    ended: bool = False
+    answer: Answer
+    text: str = ""
 
 
 def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, list[_Row]]]:
@@ -78,21 +83,19 @@ def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, li
     return list(groups.values())
 
 
-def _steps(model: Model, rows: Sequence[_Row], task: Task) -> Iterator[bool]:
+def _steps(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Iterator[bool]:
     """One token for each row of a task, each time that it is asked for; ends when all rows have ended."""
     tokens, mask = _padded([row.prompt for row in rows])
-    past = model.empty_cache(len(rows))
+    cache = decoder.cache(mask.shape[1], len(rows))
     while True:
-        logits, past = model.logits(tokens, past, mask, task)
-        for row, scores in zip(rows, logits[:, -1], strict=True):
-            if not row.ended:
-                token = row.choose(scores)
-                row.ended = token in model.end_tokens
-                row.new += [] if row.ended else [token]
-        if all(row.ended for row in rows):
+        logits = decoder.run_rows(tokens, mask, cache, task)
+        for row, scores in zip(rows, logits, strict=True):
+            if not row.answer.reason:
+                row.text += row.answer.take(scores)
+        if all(row.answer.reason for row in rows):
             return
         yield True
-        tokens = np.array([[row.new[-1] if row.new else row.prompt[-1]] for row in rows], np.int64)
+        tokens = np.array([[(row.answer.tokens or row.prompt)[-1]] for row in rows], np.int64)
         mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
 
 

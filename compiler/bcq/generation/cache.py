@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key-value cache of some rows: it stays with ONNX Runtime from one run to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+PAST, PRESENT = "past_key_values.", "present."
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+Values = dict[str, Any]  # onnxruntime.OrtValue by the names of inputs
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of the cache: ``[rows, heads, tokens, width]``."""
+
+    name: str
+    heads: int
+    width: int
+    dtype: Any
+
+    @property
+    def present(self) -> str:
+        """The output that continues it."""
+        return PRESENT + self.name.removeprefix(PAST)
+
+    def empty(self, rows: int, tokens: int = 0) -> NDArray[Any]:
+        """An array that holds no token and has room for some."""
+        return np.zeros((rows, self.heads, tokens, self.width), self.dtype)
+
+
+def slots(session: Any) -> list[Slot]:
+    """The cache inputs of a session, in its order."""
+    return [
+        Slot(value.name, value.shape[1], value.shape[3], FLOATS[value.type])
+        for value in session.get_inputs()
+        if value.name.startswith(PAST)
+    ]
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens that a model has seen.
+
+    Attributes:
+        length: how many tokens that are, padding included.
+    """
+
+    length: int
+
+    def run(self, feeds: Values, new: int) -> NDArray[Any]:
+        """Runs the model on `new` tokens more and returns its logits ``[rows, new or 1, vocabulary]``."""
+
+    def keep(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+
+
+class GrowingCache:
+    """What a run returns is what the next one is fed: nothing is copied, ONNX Runtime makes new tensors."""
+
+    def __init__(self, session: Any, rows: int = 1) -> None:
+        self.length = 0
+        self._session = session
+        self._slots = slots(session)
+        self._outputs = ["logits", *(slot.present for slot in self._slots)]
+        self._past: Values = {slot.name: value_of(slot.empty(rows)) for slot in self._slots}
+
+    def run(self, feeds: Values, new: int) -> NDArray[Any]:
+        """See `Cache`."""
+        results = self._session.run_with_ort_values(self._outputs, {**feeds, **self._past})
+        self._past = {slot.name: value for slot, value in zip(self._slots, results[1:], strict=True)}
+        self.length += new
+        logits: NDArray[Any] = results[0].numpy()
+        return logits
+
+    def keep(self, length: int) -> None:
+        """See `Cache`; this is the one operation that copies."""
+        if length < self.length:
+            self._past = {
+                name: value_of(value.numpy()[:, :, :length].copy()) for name, value in self._past.items()
+            }
+            self.length = length
+
+
+class SharedCache:
+    """One buffer is past and present: a run writes its tokens into it. One row.
+
+    Args:
+        session: of a graph with fused attention, whose configuration allows it.
+        room: tokens that there is room for at first; it doubles when it is not enough.
+        most: tokens that the model can have.
+    """
+
+    def __init__(self, session: Any, room: int, most: int) -> None:
+        self.length = 0
+        self._session = session
+        self._slots = slots(session)
+        self._most = most
+        self._binding = session.io_binding()
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._one: NDArray[Any] | None = None
+        outputs = {value.name: value for value in session.get_outputs()}
+        self._logits = (outputs["logits"].shape[-1], FLOATS[outputs["logits"].type])
+        self._make(min(max(room, 1), most))
+
+    def run(self, feeds: Values, new: int) -> NDArray[Any]:
+        """See `Cache`."""
+        self._reserve(self.length + new)
+        for name, value in feeds.items():
+            self._binding.bind_ortvalue_input(name, value)
+        if new == 1:
+            logits = self._bind_one()
+            self._session.run_with_iobinding(self._binding)
+        else:
+            self._one = None
+            self._binding.bind_output("logits", "cpu")
+            self._session.run_with_iobinding(self._binding)
+            logits = self._result().numpy()
+        self.length += new
+        return logits
+
+    def keep(self, length: int) -> None:
+        """See `Cache`: what lies behind the length is never read."""
+        self.length = min(length, self.length)
+
+    def _bind_one(self) -> NDArray[Any]:
+        """The array that gets the logits of a single token: bound until a longer run takes its place."""
+        if self._one is None:
+            width, dtype = self._logits
+            self._one = np.empty((1, 1, width), dtype)
+            self._binding.bind_ortvalue_output("logits", value_of(self._one))
+        return self._one
+
+    def _result(self) -> Any:
+        """The logits of a run that has made them itself: the last output to be bound."""
+        outputs = self._binding.get_outputs()
+        return next(value for value in outputs if len(value.shape()) == 3)
+
+    def _reserve(self, length: int) -> None:
+        if length > self._room:
+            self._make(min(max(length, 2 * self._room), self._most))
+
+    def _make(self, room: int) -> None:
+        """Buffers of this room, with the tokens that there are; they are bound until the next time."""
+        self._room = room
+        for slot in self._slots:
+            array = slot.empty(1, room)
+            if self.length:
+                array[:, :, : self.length] = self._arrays[slot.name][:, :, : self.length]
+            self._arrays[slot.name] = array
+            value = value_of(array)
+            self._binding.bind_ortvalue_input(slot.name, value)
+            self._binding.bind_ortvalue_output(slot.present, value)
+
+
+def value_of(array: NDArray[Any]) -> Any:
+    """An OrtValue over the memory of an array."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

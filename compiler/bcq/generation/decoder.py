@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session of a decoder, and how one run of it is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcq.generation.cache import Cache, GrowingCache, SharedCache, Values, value_of
+from bcq.tasks import Feeds
+
+PROMPT_CHUNK = 512  # longer prompts run in parts: logits of all their places would take gigabytes
+
+
+class Decoder:
+    """Runs tokens through a session.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession`` of an export.
+        context_length: tokens that the model can have.
+        shares_buffer: whether past and present may be one buffer.
+    """
+
+    def __init__(self, session: Any, context_length: int, shares_buffer: bool) -> None:
+        self.session = session
+        self.shares_buffer = shares_buffer
+        self._context_length = context_length
+        self._with_positions = "position_ids" in {value.name for value in session.get_inputs()}
+
+    def cache(self, room: int, rows: int = 1) -> Cache:
+        """An empty cache, with room for so many tokens where that has to be known."""
+        if self.shares_buffer and rows == 1:
+            return SharedCache(self.session, room, self._context_length)
+        return GrowingCache(self.session, rows)
+
+    def run(self, tokens: Sequence[int], cache: Cache, task: Values) -> NDArray[Any]:
+        """Runs new tokens of one row; the logits ``[vocabulary]`` are those after the last of them."""
+        for begin in range(0, len(tokens), PROMPT_CHUNK):
+            part = np.array([tokens[begin : begin + PROMPT_CHUNK]], np.int64)
+            logits = self.run_rows(part, np.ones((1, cache.length + part.shape[1]), np.int64), cache, task)
+        return logits[0]  # type: ignore[no-any-return]
+
+    def run_rows(
+        self, tokens: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache, task: Values
+    ) -> NDArray[Any]:
+        """One run.
+
+        Args:
+            tokens: ``[rows, S]``, the new ones.
+            mask: ``[rows, cache.length + S]``; 0 marks padding on the left.
+            cache: of the rows; it then has the new tokens too.
+            task: values of a task, see `values`.
+
+        Returns:
+            Logits ``[rows, vocabulary]`` after the last token.
+        """
+        feeds = {name: value_of(array) for name, array in self.feeds(tokens, mask).items()}
+        last: NDArray[Any] = cache.run({**feeds, **task}, tokens.shape[1])[:, -1]
+        return last
+
+    def feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """What a run is fed beside its cache: positions count the tokens that are no padding."""
+        feeds = {"input_ids": tokens, "attention_mask": mask}
+        if self._with_positions:
+            positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+            feeds["position_ids"] = np.ascontiguousarray(positions[:, -tokens.shape[1] :])
+        return feeds
+
+
+def values(feeds: Feeds) -> Values:
+    """A task's feeds as they are given to every run."""
+    return {name: value_of(np.ascontiguousarray(array)) for name, array in feeds.items()}
