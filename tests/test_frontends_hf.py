@@ -25,7 +25,7 @@ from bcq.frontends.hf_encoder import outputs_of, takes_token_types
 from bcq.frontends.names import stored_names
 from bcq.frontends.simplify import simplify
 from bcq.frontends.weightless import weightless_model
-from graphs import model_of, normal
+from graphs import Feeds, model_of, normal, run_without_library
 from tiny_models import save_model
 
 
@@ -174,6 +174,28 @@ def test_fused_attention_is_one_node_a_layer_and_keeps_inputs_and_outputs(
     assert [value.name for value in fused.graph.inputs] == [value.name for value in plain.graph.inputs]
     assert [value.name for value in fused.graph.outputs] == [value.name for value in plain.graph.outputs]
     assert not any(node.op_type == "Softmax" for node in fused.graph)
+
+
+@pytest.mark.parametrize("attention", ["plain", "fused"])
+def test_logits_of_all_positions_are_the_default_and_of_the_last_ones_an_input(
+    graph: tuple[hf.Skeleton, Path], attention: str
+) -> None:
+    model = hf.skeleton(bcq.QuantizedBase.open(graph[1] / "base"), attention).model
+    keep = model.graph.initializers["logits_to_keep"]
+    assert keep.is_graph_input()  # with a default: nobody has to feed it
+    feeds: Feeds = {
+        "input_ids": np.array([[3, 4, 5, 6]]),
+        "attention_mask": np.ones((1, 4), np.int64),
+        "position_ids": np.arange(4)[None],
+        **{f"past_key_values.0.{part}": np.zeros((1, 4, 0, 16), np.float32) for part in ("key", "value")},
+    }
+    whole = run_without_library(model, feeds)[0]
+    last = run_without_library(model, {**feeds, "logits_to_keep": np.array([1])})[0]
+    two = run_without_library(model, {**feeds, "logits_to_keep": np.array([2])})[0]
+    assert (whole.shape, two.shape, last.shape) == ((1, 4, 50), (1, 2, 50), (1, 1, 50))
+    # Products of 64 terms of size 1, summed in another order for another number of rows: 64 * 8 * 2^-24 * 2.
+    np.testing.assert_allclose(last, whole[:, -1:], rtol=0, atol=7e-5)
+    np.testing.assert_allclose(two, whole[:, -2:], rtol=0, atol=7e-5)
 
 
 def test_heads_that_the_operator_does_not_take_are_refused_by_their_size(tmp_path: Path) -> None:

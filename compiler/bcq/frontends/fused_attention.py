@@ -2,9 +2,9 @@
 """Every family's attention as one GroupQueryAttention node, through the hook that transformers offers.
 
 Models of transformers call one attention function by name, after they rotated queries and keys and handed
-the new keys and values to a cache. Here both are ours: the cache keeps the past apart and gives the new tokens
-back, and the attention function writes one ``com.microsoft.GroupQueryAttention`` that takes past, new tokens
-and lengths. So no family needs a pattern of its own (``docs/decisions/0018-attention.md``).
+the new keys and values to a cache. Here both are ours: the cache keeps the past apart and gives the new
+tokens back, and the attention function writes one ``com.microsoft.GroupQueryAttention`` that takes past, new
+tokens and lengths. So no family needs a pattern of its own (``docs/decisions/0018-attention.md``).
 """
 
 from __future__ import annotations

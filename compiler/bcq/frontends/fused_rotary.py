@@ -2,9 +2,9 @@
 """The rotation of queries and keys as one RotaryEmbedding node each, where a family's own function agrees.
 
 A family computes cosines and sines of its positions in its own way (scaled frequencies, two bases), once a
-step; that stays in the graph. What follows in every layer is one function of the modelling file. It is replaced
-only after it was compared with the operator's formula on random values, so a family that rotates otherwise
-keeps its own.
+step; that stays in the graph. What follows in every layer is one function of the modelling file. It is
+replaced only after it was compared with the operator's formula on random values, so a family that rotates
+otherwise keeps its own.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from bcq import packing
 from bcq.base import QuantizedBase
 from bcq.errors import InputError, UnsupportedError
 from bcq.frontends.architectures import Architecture
+from bcq.frontends.last_logits import open_logits
 from bcq.frontends.names import stored_names
 from bcq.frontends.simplify import simplify
 from bcq.frontends.weightless import quiet, weightless_model
@@ -80,6 +81,7 @@ def _unbound(base: QuantizedBase, attention: str | None) -> Skeleton:
     with quiet():
         model = _exported(module, architecture, attention)
         simplify(model, {_WRAPPER + name for name in renamed})
+        open_logits(model)
     parameters = _rename_initializers(model, renamed)
     model.graph.name = architecture.class_name
     return Skeleton(model, architecture, parameters)

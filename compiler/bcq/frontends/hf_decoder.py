@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from bcq.frontends.fused_attention import HEAD_STEP, FusedDecoder
 from bcq.frontends.fused_rotary import fused_rotary
+from bcq.frontends.last_logits import marked_head
 from bcq.frontends.simplify import OPSET_VERSION
 
 BATCH, SEQUENCE, PAST, TOTAL = (
@@ -95,7 +96,8 @@ def export_decoder(model: Any, fused: bool = False) -> ir.Model:
     Returns:
         A graph with inputs ``input_ids``, ``attention_mask``, ``position_ids`` (where the model takes them),
         ``past_key_values.N.key/value`` and outputs ``logits``, ``present.N.key/value``; the lengths of batch,
-        sequence and past are dynamic, and a past of length 0 is a prompt.
+        sequence and past are dynamic, and a past of length 0 is a prompt. What the head reads is marked, for
+        `bcq.frontends.last_logits.open_logits`.
     """
     cache = CacheShape.of(model.config)
     with_positions = takes_positions(model)
@@ -115,7 +117,7 @@ def export_decoder(model: Any, fused: bool = False) -> ir.Model:
         arguments["position_ids"] = torch.arange(past, past + sequence).repeat(batch, 1)
         shapes["position_ids"] = {0: BATCH, 1: SEQUENCE}
     inputs = ["input_ids", "attention_mask", *cache.names("past_key_values")]
-    with fused_rotary(model) if fused else contextlib.nullcontext():
+    with marked_head(model), fused_rotary(model) if fused else contextlib.nullcontext():
         program = torch.onnx.export(
             FusedDecoder(model) if fused else CachedDecoder(model),
             kwargs=arguments,

@@ -12,6 +12,7 @@ from bcq.passes.constant_targets import constant_targets
 from bcq.passes.divide_by_root import divide_by_root
 from bcq.passes.drop_identities import drop_identities
 from bcq.passes.find_matrices import find_matrices
+from bcq.passes.fold_into_attention import pack_attention, scale_in_attention
 from bcq.passes.fuse_shared_input import fuse_shared_input
 from bcq.passes.keep_rank import keep_rank
 from bcq.passes.merge_biases import merge_biases
@@ -73,10 +74,11 @@ TIDY: Pipeline = (  # fewer small nodes, the same values
     divide_by_root,
 )
 FUSE: Pipeline = (fuse_shared_input, merge_biases)
+ATTEND: Pipeline = (sweep_unread, scale_in_attention, pack_attention)
 SPLIT: Pipeline = (sink_scalars, sink_split, drop_identities, share_constants, sweep_unread)
 FINISH: Pipeline = (carry_functions, sweep_dead, sweep_traces)
-PIPELINE: Pipeline = PACK + TIDY + FUSE + SPLIT + FINISH
-UNFUSED: Pipeline = PACK + TIDY + SPLIT + FINISH  # one operator a matrix
+PIPELINE: Pipeline = PACK + TIDY + FUSE + ATTEND + SPLIT + FINISH
+UNFUSED: Pipeline = PACK + TIDY + ATTEND + SPLIT + FINISH  # one operator a matrix
 PLAIN: Pipeline = PACK + FINISH  # the graph's other nodes as they are
 
 

@@ -27,7 +27,6 @@ _SAME = frozenset(
         *("Reciprocal", "Cos", "Sin", "IsNaN", "Not", "Softmax", "LayerNormalization", "CumSum", "Clip"),
     }
 )
-_SAME_IN_CONTRIB = frozenset({"RotaryEmbedding", "GroupQueryAttention"})  # queries give results of their size
 _BROADCAST = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Where", "Max", "Min", "Sum"),
@@ -93,8 +92,8 @@ class Sizes:
         shapes = [self.shape(value) for value in node.inputs]
         if node.domain == contract.DOMAIN:
             return [_bcq(node, shapes[0])]
-        if node.domain == "com.microsoft" and node.op_type in _SAME_IN_CONTRIB:
-            return shapes[:1]
+        if node.domain == "com.microsoft":
+            return _contrib(node, shapes)
         if node.domain != "" or not shapes:
             return []
         if node.op_type in _SAME:
@@ -197,6 +196,12 @@ def _bcq(node: ir.Node, first: Dims | None) -> Dims | None:
     if node.op_type == contract.MATMUL.name:
         return (*first[:-1], node.attributes["N"].as_int()) if first else None
     return (*first, node.attributes["K"].as_int())
+
+
+def _contrib(node: ir.Node, shapes: Sequence[Dims | None]) -> Sequence[Dims | None]:
+    """Rotations and attention give results of their queries' size, if those are not joined with keys."""
+    apart = node.op_type == "GroupQueryAttention" and len(shapes) > 1 and shapes[1] is not None
+    return shapes[:1] if apart or node.op_type == "RotaryEmbedding" else []
 
 
 Rule = Callable[[Sizes, ir.Node, Dims], Sequence[Dims | None]]
