@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bcq.bcq import BcqWeight
 from bcq.errors import InputError
-from bcq.nested import refit, solve_nested
+from bcq.precisions.solve import refit, solve_nested
 from bcq.solver import relative_error, solve
 
 SIZES = {2: 128, 3: 256, 4: 128}

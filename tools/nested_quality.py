@@ -6,7 +6,7 @@
 
 Only linear layers, data-free, groups of 128 where not said otherwise. Ways: `apart` (each precision solved by
 itself), `cut` (the 4-bit solution without its last planes, its alphas as they are), `refit` (the same planes,
-alphas fitted to each precision), and `joint` (codes chosen for all, `bcq.nested`) in several group sizes.
+alphas fitted to each precision), and `joint` (codes chosen for all, `bcq.precisions.solve`) in several sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bcq.bcq import BcqWeight
 from bcq.checkpoint import Checkpoint
 from bcq.matrices import find_matrices
-from bcq.nested import refit, solve_nested
+from bcq.precisions.solve import refit, solve_nested
 from bcq.solver import relative_error, solve
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
 

@@ -2,7 +2,8 @@
 """A quantized base: a Hugging Face folder whose matrices are stored in the layout of the operators.
 
 Matrix ``X`` is stored as the tensors ``X.codes``, ``X.alpha_1``, ``X.alpha_rest`` and ``X.offset`` of
-``ops/README.md``; every other tensor is as it was. What a reader needs besides stands as JSON under
+``ops/README.md``; a further precision of 2 bits that reads the same codes adds ``X.2bit.alpha_1`` and so on.
+Every other tensor is as it was. What a reader needs besides stands as JSON under
 ``bcq`` in the metadata of ``model.safetensors``.
 """
 
@@ -27,6 +28,7 @@ from bcq.safetensors_write import TensorSpec
 
 METADATA_KEY = "bcq"
 _DTYPES = {"codes": "U32", "alpha_1": "F16", "alpha_rest": "F16", "offset": "F16"}
+_FACTORS = ("alpha_1", "alpha_rest", "offset")
 _NUMPY = {"U32": "<u4", "F16": "<f2"}
 
 
@@ -46,6 +48,7 @@ class BaseMatrix:
         transposed: whether the original checkpoint held ``[K, N]``.
         tied: further parameters that share it.
         code_hash: SHA-256 of its codes.
+        also: bits and group size of further precisions with fewer planes, ascending.
     """
 
     stored: str
@@ -59,22 +62,35 @@ class BaseMatrix:
     transposed: bool
     tied: tuple[str, ...]
     code_hash: str
+    also: tuple[tuple[int, int], ...] = ()
 
     def specs(self) -> dict[str, TensorSpec]:
-        """Type and shape of its four tensors by their full names."""
+        """Type and shape of all its tensors by their full names."""
+        tiles = ceil_div(self.rows, contract.TILE_ROWS)
+        chunks = ceil_div(self.inputs, contract.WORD_BITS)
+        codes = TensorSpec(_DTYPES["codes"], (tiles, chunks, self.bits, contract.TILE_ROWS))
+        specs = {f"{self.stored}.codes": codes, **self._factors(self.stored, self.bits, self.group_size)}
+        for bits, group_size in self.also:
+            specs |= self._factors(self.prefix(bits), bits, group_size)
+        return specs
+
+    def prefix(self, bits: int) -> str:
+        """What the names of the factors of a further precision begin with."""
+        return f"{self.stored}.{bits}bit"
+
+    def _factors(self, prefix: str, bits: int, group_size: int) -> dict[str, TensorSpec]:
         tile = contract.TILE_ROWS
-        tiles, groups = ceil_div(self.rows, tile), ceil_div(self.inputs, self.group_size)
+        tiles, groups = ceil_div(self.rows, tile), ceil_div(self.inputs, group_size)
         shapes: dict[str, tuple[int, ...]] = {
-            "codes": (tiles, ceil_div(self.inputs, contract.WORD_BITS), self.bits, tile),
             "alpha_1": (tiles, groups, tile),
-            "alpha_rest": (tiles, groups, self.bits - 1, tile),
+            "alpha_rest": (tiles, groups, bits - 1, tile),
             "offset": (tiles, groups, tile) if self.offset else (0,),
         }
-        return {f"{self.stored}.{part}": TensorSpec(_DTYPES[part], shape) for part, shape in shapes.items()}
+        return {f"{prefix}.{part}": TensorSpec(_DTYPES[part], shape) for part, shape in shapes.items()}
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of its four tensors, padding included."""
+        """Bytes of its tensors at all precisions, padding included."""
         return sum(spec.nbytes for spec in self.specs().values())
 
 
@@ -106,11 +122,12 @@ class QuantizedBase:
             matrices = [_matrix(entry) for entry in described["matrices"]]
         except (ValueError, TypeError, KeyError, RecursionError) as fault:
             raise _malformed(checkpoint, f"its description is not valid ({fault})") from fault
-        if type(version) is not int or version != contract.FORMAT_VERSION or layout != contract.LAYOUT:
+        expected = _version(matrices)
+        if type(version) is not int or version != expected or layout != contract.LAYOUT:
             raise _malformed(
                 checkpoint,
                 f"its format is version {version!r}, layout {layout!r}, "
-                f"expected {contract.FORMAT_VERSION}, '{contract.LAYOUT}'",
+                f"expected {expected}, '{contract.LAYOUT}'",
             )
         if len({matrix.stored for matrix in matrices}) < len(matrices):
             raise _malformed(checkpoint, "it describes a matrix twice")
@@ -152,11 +169,16 @@ class QuantizedBase:
                 return matrix
         return None
 
-    def packed(self, name: str) -> PackedWeight:
+    def further_bits(self) -> list[int]:
+        """Precisions that it serves besides those of its matrices, ascending."""
+        return sorted({bits for matrix in self.matrices.values() for bits, _ in matrix.also})
+
+    def packed(self, name: str, bits: int | None = None) -> PackedWeight:
         """One matrix in the layout of the operators.
 
         Args:
             name: as in :meth:`find`.
+            bits: a further precision; a matrix that does not have it comes as it is.
 
         Raises:
             InputError: E107 when there is no such matrix, E109 when its codes do not have the recorded hash.
@@ -164,8 +186,13 @@ class QuantizedBase:
         matrix = self.find(name)
         if matrix is None:
             raise InputError("E107", f"{self.folder} has no packed matrix {name!r}.")
-        tensors = {part: self._read(f"{matrix.stored}.{part}") for part in _DTYPES}
-        packed = PackedWeight(**tensors, inputs=matrix.inputs, rows=matrix.rows, group_size=matrix.group_size)
+        sizes = {matrix.bits: matrix.group_size, **dict(matrix.also)}
+        prefix = matrix.prefix(bits) if bits in dict(matrix.also) else matrix.stored
+        tensors = {part: self._read(f"{prefix}.{part}") for part in _FACTORS}
+        packed = PackedWeight(
+            codes=self._read(f"{matrix.stored}.codes"), **tensors, inputs=matrix.inputs, rows=matrix.rows,
+            group_size=sizes.get(bits or 0, matrix.group_size),
+        )  # fmt: skip
         if packed.code_hash() != matrix.code_hash:
             raise InputError(
                 "E109",
@@ -184,9 +211,19 @@ class QuantizedBase:
 
 def metadata(matrices: list[BaseMatrix]) -> dict[str, str]:
     """The metadata of ``model.safetensors``; its length depends on no hash."""
-    entries = [asdict(matrix) for matrix in matrices]
-    described = {"format_version": contract.FORMAT_VERSION, "layout": contract.LAYOUT, "matrices": entries}
+    entries = [_without_nothing(asdict(matrix)) for matrix in matrices]
+    described = {"format_version": _version(matrices), "layout": contract.LAYOUT, "matrices": entries}
     return {"format": "pt", METADATA_KEY: json.dumps(described, separators=(",", ":"))}
+
+
+def _version(matrices: list[BaseMatrix]) -> int:
+    """Bases of one precision have the format that they always had."""
+    nested = any(matrix.also for matrix in matrices)
+    return contract.NESTED_FORMAT_VERSION if nested else contract.FORMAT_VERSION
+
+
+def _without_nothing(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "also" or value}
 
 
 def is_base(config: Mapping[str, Any]) -> bool:
@@ -197,7 +234,7 @@ def is_base(config: Mapping[str, Any]) -> bool:
 
 def _matrix(entry: dict[str, Any]) -> BaseMatrix:
     expected = {field.name: field.type for field in fields(BaseMatrix)}
-    if set(entry) != set(expected):
+    if {*entry, "also"} != set(expected):
         raise ValueError(f"a matrix has the fields {sorted(entry)}")
     kinds = {"int": int, "bool": bool, "str": str}
     for field, kind in expected.items():
@@ -205,11 +242,26 @@ def _matrix(entry: dict[str, Any]) -> BaseMatrix:
             raise ValueError(f"{entry['stored']}: {field} is {entry[field]!r}")
     if not isinstance(entry["tied"], list):
         raise ValueError(f"{entry['stored']}: tied is {entry['tied']!r}")
-    matrix = BaseMatrix(**{**entry, "tied": tuple(map(str, entry["tied"]))})
+    lists = {"tied": tuple(map(str, entry["tied"])), "also": _also(entry)}
+    matrix = BaseMatrix(**{**entry, **lists})
     if matrix.rows < 1 or not contract.MIN_BITS <= matrix.bits <= contract.MAX_BITS:
         raise ValueError(f"{matrix.stored}: {matrix.rows} rows, {matrix.bits} bits")
     check_group_size(matrix.group_size, matrix.inputs)
+    for _, group_size in matrix.also:
+        check_group_size(group_size, matrix.inputs)
     return matrix
+
+
+def _also(entry: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Further precisions: pairs of integers, their bits ascending from 1 to below the matrix's own."""
+    pairs = entry.get("also", [])
+    well = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)
+    if not well or not all(type(number) is int for pair in pairs for number in pair):
+        raise ValueError(f"{entry['stored']}: also is {pairs!r}")
+    planes = [contract.MIN_BITS - 1, *(bits for bits, _ in pairs), entry["bits"]]
+    if pairs and planes != sorted(set(planes)):
+        raise ValueError(f"{entry['stored']}: further precisions of {planes[1:-1]} bits")
+    return tuple((bits, group_size) for bits, group_size in pairs)
 
 
 def _check_stored(checkpoint: Checkpoint, matrix: BaseMatrix) -> None:

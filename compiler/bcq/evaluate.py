@@ -59,6 +59,7 @@ def perplexity(
     with_library: bool = True,
     progress: Progress = SILENT,
     adapter: Task = None,
+    bits: int | None = None,
 ) -> Perplexity:
     """Measures an exported folder.
 
@@ -70,6 +71,7 @@ def perplexity(
         with_library: False runs the model-local functions instead of the op library.
         progress: told about each window.
         adapter: the task that the model shall run, as `Model.generate` takes it; None for the base.
+        bits: the precision, for an export that serves several.
 
     Raises:
         InputError: no such folder, no tokenizer in it, or a text of less than two tokens; E301 to E303 for an
@@ -77,7 +79,7 @@ def perplexity(
         UnsupportedError: E401 when the folder holds no decoder.
         UsageError: E202 for a window that is too short or too long.
     """
-    model = load(folder, with_library=with_library)
+    model = load(folder, with_library=with_library, bits=bits)
     model.use(adapter)
     tokens = model.tokenizer.encode(text, add_special_tokens=False).ids if isinstance(text, str) else text
     return measure(decoder_logits(model), tokens, window_for(model.context_length, window), limit, progress)

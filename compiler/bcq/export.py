@@ -24,9 +24,11 @@ from bcq.frontends.architectures import architecture_of
 from bcq.inside import check_unchanged
 from bcq.manifest import write_manifest
 from bcq.plan import QuantizeOptions, check_overrides
+from bcq.precisions.files import PATTERN
+from bcq.precisions.graphs import FurtherGraphs, check_precisions, recorded
 from bcq.progress import SILENT, Progress
 from bcq.resume import Finished
-from bcq.write import write_model
+from bcq.write import write_model, write_models
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -124,7 +126,7 @@ def export(
             that does not fit.
         UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level or attention,
             E203 for options with a base, for an output folder that holds something else, and for one that would
-            replace the source.
+            replace the source; for several precisions of an ``.onnx`` file or with tasks.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ParityFailure: E503 when too little of a LoRA's change is retained.
@@ -138,6 +140,7 @@ def export(
     tasks = ExportTasks.open(adapter, adapters, output)
     change = None if lora is None else ExportLora.open(lora, allow_loss)
     _check_tasks(tasks, opened, change)
+    check_precisions(opened, options, tasks=bool(tasks.all) or change is not None)
     if change is not None and isinstance(opened, QuantizedBase):
         tasks = change.baked(opened, tasks)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
@@ -160,7 +163,7 @@ def export(
         text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         write_manifest(folder, command, int(recorded.get("seed", 0)))
-        model_bytes = sum(path.stat().st_size for path in folder.glob(f"{MODEL_FILE}*"))
+        model_bytes = sum(path.stat().st_size for path in folder.glob(PATTERN))
     return ExportResult(Path(output), kind, packed, time.monotonic() - began, model_bytes)
 
 
@@ -290,9 +293,11 @@ def _export_base(
 
     skeleton = hf.skeleton(base, graph.attention)
     tasks.before_passes(skeleton.model)
+    further = FurtherGraphs(base, skeleton.model)
     packed = _packed(skeleton.model, tasks.weights(base), progress, graph)
     tasks.after_passes(skeleton.model, base, folder)
-    write_model(skeleton.model, folder / MODEL_FILE)
+    models = further.models(skeleton.model, lambda model, source: _packed(model, source, SILENT, graph))
+    write_models({folder / name: model for name, model in models.items()})
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
@@ -377,6 +382,7 @@ def _recorded_options(
         "embeddings": chosen.embeddings,
         "overrides": [str(override) for override in chosen.overrides],
         "seed": chosen.seed,
+        **recorded(chosen),
         **({"calibration": calibration.described()} if calibration else {}),
     }
 

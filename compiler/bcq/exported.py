@@ -13,6 +13,7 @@ from bcq import contract, fused, packing
 from bcq.bcq import Float32
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
+from bcq.precisions.files import graph_file
 
 MODEL_FILE = "model.onnx"
 INT8 = 4  # the accuracy_level of int8 activations
@@ -44,8 +45,12 @@ class ExportedWeights:
     replaced: frozenset[str] = frozenset()
 
     @classmethod
-    def open(cls, folder: Path) -> ExportedWeights:
+    def open(cls, folder: Path, bits: int | None = None) -> ExportedWeights:
         """Reads the structure of ``model.onnx`` in a folder.
+
+        Args:
+            folder: an export.
+            bits: the precision, of an export that serves several.
 
         Raises:
             InputError: as `bcq.frontends.onnx_file.load`; E109 for a BCQ node whose inputs do not fit, or
@@ -54,7 +59,7 @@ class ExportedWeights:
         """
         from bcq.frontends import onnx_file
 
-        model = onnx_file.load(folder / MODEL_FILE)
+        model = onnx_file.load(graph_file(folder, bits))
         nodes = [node for node in model.graph.all_nodes() if node.domain == contract.DOMAIN]
         for node in nodes:
             _check_node(node)

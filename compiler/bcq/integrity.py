@@ -13,8 +13,9 @@ from bcq.checkpoint import SINGLE
 from bcq.errors import BcqError, InputError
 from bcq.kinds import ADAPTER, BASE, kind_of, require_export
 from bcq.manifest import NAME, check_manifest, listed_files
+from bcq.precisions.files import PATTERN, further
 
-MODEL_FILE, ADAPTER_FILE = "model.onnx", "adapter_config.json"
+ADAPTER_FILE = "adapter_config.json"
 _AGAIN = "Copy the folder, or make it, again."
 
 
@@ -90,7 +91,7 @@ def file_faults(folder: Path) -> list[str]:
     listed = listed_files(folder)
     if listed is None:
         return [*faults, f"{NAME} was not written by this program."]
-    model = sorted(path.name for path in folder.glob(MODEL_FILE + "*"))
+    model = sorted(path.name for path in folder.glob(PATTERN))
     return faults + [f"{name} is not listed in {NAME}." for name in model if name not in listed]
 
 
@@ -114,4 +115,5 @@ def _checked_matrices(folder: Path) -> Iterator[str]:
     elif find_spec("onnx") and find_spec("onnx_ir"):
         from bcq.exported import ExportedWeights
 
-        yield from ExportedWeights.open(folder).packed
+        for bits in (None, *further(folder)):
+            yield from ExportedWeights.open(folder, bits).packed

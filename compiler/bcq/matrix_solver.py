@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bcq import packing
 from bcq.bcq import Float32
 from bcq.errors import ResourceError
+from bcq.precisions import matrix as nested
 from bcq.resume import Finished, key_of
 from bcq.solver import relative_error, solve
 
@@ -32,12 +33,14 @@ class Outcome:
         method: ``calibrated``, or one of ``bcq.plan.METHODS``.
         relative_error: sum of squared errors over the sum of squared weights.
         calibrated_error: the same under the second moments of its inputs, None without calibration.
+        also: the same of further precisions, by their bits, the highest first.
     """
 
     key: str
     method: str
     relative_error: float
     calibrated_error: float | None = None
+    also: Mapping[int, Outcome] = field(default_factory=dict)
 
 
 class MatrixSolver:
@@ -73,6 +76,8 @@ class MatrixSolver:
         """The packed matrix; solved from its weights alone unless it is there already."""
         if matrix.stored in self._outcomes:
             return self.weight(matrix.stored)
+        if matrix.also:
+            return self._nested(matrix)
         dense, options = self._dense(matrix), self._options
         how = (matrix.bits, matrix.group_size, options.method, matrix.offset, options.seed)
         key = key_of(dense, *how)
@@ -84,13 +89,29 @@ class MatrixSolver:
         self._told(matrix, Outcome(key, options.method, found[1]))
         return found[0]
 
+    def _nested(self, matrix: BaseMatrix) -> packing.PackedWeight:
+        solved = nested.precisions(self._dense(matrix), matrix, self.seed, self._finished)
+        (key, weight, error), *others = solved.values()
+        outcomes = [Outcome(key, nested.METHOD, error) for key, _, error in others]
+        also = dict(zip(list(solved)[1:], outcomes, strict=True))
+        self._told(matrix, Outcome(key, nested.METHOD, error, also=also))
+        return weight
+
+    def further(self, matrix: BaseMatrix) -> dict[int, packing.PackedWeight]:
+        """The further precisions of a packed matrix, by their bits as the matrix lists them."""
+        outcomes = self._outcomes[matrix.stored].also
+        return {bits: self._kept(matrix.stored, outcomes[bits].key) for bits, _ in matrix.also}
+
     def weight(self, stored: str) -> packing.PackedWeight:
         """A packed matrix, mapped anew: what was read of it before does not stay in memory.
 
         Raises:
             ResourceError: E601 when it is no longer there.
         """
-        found = self._finished.find(self._outcomes[stored].key)
+        return self._kept(stored, self._outcomes[stored].key)
+
+    def _kept(self, stored: str, key: str) -> packing.PackedWeight:
+        found = self._finished.find(key)
         if found is None:
             raise ResourceError(
                 "E601", f"the finished matrix {stored} was removed or damaged during the run."
@@ -121,7 +142,8 @@ class MatrixSolver:
         error = f"relative error {outcome.relative_error:.4f}"
         if outcome.calibrated_error is not None:
             error = f"calibrated error {outcome.calibrated_error:.4f}"
-        self._progress.step(matrix.name, f"{matrix.bits} bits, {error}")
+        others = "".join(f", {bits} bits {other.relative_error:.4f}" for bits, other in outcome.also.items())
+        self._progress.step(matrix.name, f"{matrix.bits} bits, {error}{others}")
 
     def _dense(self, matrix: BaseMatrix) -> Float32:
         dense = self._checkpoint.read(matrix.stored)

@@ -18,6 +18,7 @@ from bcq.genai import CONFIG_FILE
 from bcq.generation.sampling import is_integer
 from bcq.integrity import require_files
 from bcq.kinds import require_export, require_original
+from bcq.precisions.files import graph_file
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def verify(
     steps: int = 16,
     per_layer: bool = False,
     progress: Progress = SILENT,
+    bits: int | None = None,
 ) -> ParityResult:
     """Compares an exported folder with PyTorch, or for an ``.onnx`` source with the original graph.
 
@@ -90,29 +92,31 @@ def verify(
         steps: decode steps with cache (decoders), at least 1.
         per_layer: also report each layer's keys and values (decoders).
         progress: told about each stage.
+        bits: the precision, for an export that serves several; None for its highest one.
 
     Raises:
         InputError: E101 to E109 for a folder that is missing, of another kind or damaged; E109 for a file
             that is not as ``MANIFEST.json`` records it.
         ParityFailure: E501 when the export cannot run where the original does.
-        UsageError: E202 for steps, a prompt or tokens that cannot be run.
+        UsageError: E202 for steps, a prompt or tokens that cannot be run, or bits that it does not serve.
         ResourceError: E603 when a package or the library is missing.
     """
     if not is_integer(steps) or steps < 1:
         raise UsageError("E202", f"steps: got {steps!r}, expected an integer that is at least 1.")
     folder = Path(folder)
     require_export(folder)
+    graph_file(folder, bits)
     if against is not None:
         require_original(Path(against), folder)
     require_files(folder)
     if (folder / CONFIG_FILE).is_file():
         from bcq.parity_decoder import verify_decoder
 
-        return verify_decoder(folder, _path(against), prompt, tokens, steps, per_layer, progress)
+        return verify_decoder(folder, _path(against), prompt, tokens, steps, per_layer, progress, bits)
     if (folder / "config.json").is_file():
         from bcq.parity_encoder import verify_encoder
 
-        return verify_encoder(folder, _path(against), prompt, tokens, progress)
+        return verify_encoder(folder, _path(against), prompt, tokens, progress, bits)
     from bcq.parity_graph import verify_graph
 
     return verify_graph(folder, _path(against), progress)

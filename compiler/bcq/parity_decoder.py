@@ -29,12 +29,13 @@ def verify_decoder(
     steps: int,
     per_layer: bool,
     progress: Progress,
+    bits: int | None = None,
 ) -> ParityResult:
     """See `bcq.parity.verify`; both sides are fed the reference's greedy tokens."""
     progress.start("verify", 2 if against is None else 3)
-    model = load(folder)
+    model = load(folder, bits=bits)
     start = _prompt(model, prompt, tokens, steps)
-    weights = ExportedWeights.open(folder)
+    weights = ExportedWeights.open(folder, bits)
     expected = decode(dequantized_model(folder, weights), start, steps)
     progress.step("PyTorch with dequantized weights")
     got = run_decoder(model, start, expected.tokens[:steps])

@@ -23,12 +23,17 @@ from bcq.runtime import session
 
 
 def verify_encoder(
-    folder: Path, against: Path | None, prompt: str | None, tokens: Sequence[int] | None, progress: Progress
+    folder: Path,
+    against: Path | None,
+    prompt: str | None,
+    tokens: Sequence[int] | None,
+    progress: Progress,
+    bits: int | None = None,
 ) -> ParityResult:
     """See `bcq.parity.verify`; a second row is half padding, and padded places are not compared."""
     progress.start("verify", 2 if against is None else 3)
-    weights = ExportedWeights.open(folder)
-    running = session(folder)
+    weights = ExportedWeights.open(folder, bits)
+    running = session(folder, bits=bits)
     names = [value.name for value in running.get_outputs()]
     feeds = _feeds(_tokens(folder, prompt, tokens, weights), [value.name for value in running.get_inputs()])
     expected = encode(dequantized_model(folder, weights), feeds, names)

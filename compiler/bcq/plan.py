@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from bcq import contract
 from bcq.errors import UsageError
+from bcq.precisions import further
 
 METHODS = ("multistart", "alternating", "greedy", "uniform")
 KEEP = "keep"
@@ -57,9 +58,11 @@ class QuantizeOptions:
         embeddings: whether embeddings (and a head tied to one) are packed too.
         overrides: exceptions by name; the last one that matches wins. Strings are parsed.
         seed: seed of every random choice.
+        also_bits: further precisions, fewer than ``bits``, that read the first planes of the same codes with
+            factors of their own (``docs/decisions/0017-nested-precision.md``).
 
     Raises:
-        UsageError: E202 when a value is outside its range.
+        UsageError: E202 when a value is outside its range, E203 for a method with ``also_bits``.
     """
 
     bits: int = 3
@@ -69,6 +72,7 @@ class QuantizeOptions:
     embeddings: bool = True
     overrides: Sequence[Override | str] = ()
     seed: int = 0
+    also_bits: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.overrides, str):
@@ -80,6 +84,7 @@ class QuantizeOptions:
             raise UsageError("E202", f"--method: got {self.method!r}, expected one of {', '.join(METHODS)}.")
         if not _is_int(self.seed) or self.seed < 0:
             raise UsageError("E202", f"--seed: got {self.seed!r}, expected an integer that is at least 0.")
+        object.__setattr__(self, "also_bits", further.checked(self.also_bits, self.bits, self.method))
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bcq import contract
 from bcq.atomic import AtomicFolder, check_apart
@@ -24,6 +25,7 @@ from bcq.manifest import write_manifest
 from bcq.matrices import MatrixInfo, find_matrices
 from bcq.matrix_solver import MatrixSolver, Outcome
 from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
+from bcq.precisions import further
 from bcq.progress import SILENT, Progress
 from bcq.resume import Finished
 from bcq.safetensors_write import SafetensorsWriter, TensorSpec
@@ -62,6 +64,7 @@ class PlannedMatrix:
         method: ``calibrated`` or one of ``bcq.plan.METHODS``; empty in a run without calibration.
         calibrated_error: as ``relative_error``, under the second moments of its inputs; None when they are
             not known.
+        also: further precisions: bits, group size and relative error of each.
     """
 
     name: str
@@ -79,6 +82,7 @@ class PlannedMatrix:
     offset: bool = False
     method: str = ""
     calibrated_error: float | None = None
+    also: tuple[dict[str, Any], ...] = ()
 
 
 def plan(model_folder: str | Path, options: QuantizeOptions) -> list[PlannedMatrix]:
@@ -113,12 +117,14 @@ def quantize(
         InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`, and for the text of
             ``calibration``; E106 for NaN or infinity.
         UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else or
-            would replace the model folder.
+            would replace the model folder, and for several precisions with ``calibration``.
         UnsupportedError: E401 for an unknown architecture, a model that is quantized already, or one that
             cannot be calibrated.
         ResourceError: E601 when the disk is full; with ``calibration`` E602 to E604.
     """
     options = options or QuantizeOptions()
+    if calibration is not None:
+        further.refuse_with(options.also_bits, "--calibrate", "Calibrate a base of one precision.")
     checkpoint = _open(model_folder)
     check_apart(checkpoint.folder, output)
     check_side_files(checkpoint.folder)
@@ -181,7 +187,8 @@ def report(matrices: list[PlannedMatrix], options: QuantizeOptions) -> dict[str,
 def _row(matrix: PlannedMatrix) -> dict[str, Any]:
     """A matrix as the report shows it; the method stands there where some matrices were calibrated."""
     row = dataclasses.asdict(matrix)
-    return row if matrix.method else {k: v for k, v in row.items() if k not in ("method", "calibrated_error")}
+    left = () if matrix.method else ("method", "calibrated_error")
+    return {k: v for k, v in row.items() if k not in left and (k != "also" or v)}
 
 
 def _open(model_folder: str | Path) -> Checkpoint:
@@ -285,6 +292,7 @@ def _plan_one(
         stored=info.stored, name=info.name, kind=info.kind, rows=info.rows, inputs=info.inputs, bits=bits,
         group_size=group_size, offset=choice.offset, transposed=info.transposed, tied=tied,
         code_hash=_NO_HASH,
+        also=further.sizes(bits, group_size, choice.offset, info.inputs, options.also_bits),
     )  # fmt: skip
     row = (
         info.name,
@@ -297,7 +305,8 @@ def _plan_one(
         dense_bytes,
         base.packed_bytes,
     )
-    return PlannedMatrix(*row, requested=choice.requested, offset=choice.offset), base
+    also = tuple({"bits": bits, "group_size": size} for bits, size in base.also)
+    return PlannedMatrix(*row, requested=choice.requested, offset=choice.offset, also=also), base
 
 
 def _write_weights(
@@ -313,11 +322,17 @@ def _write_weights(
                 continue
             weight = solver(packed[name])
             finished[name] = dataclasses.replace(packed[name], code_hash=weight.code_hash())
-            for part, tensor in weight.tensors().items():
-                writer.write(
-                    f"{name}.{part}", np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
-                )
+            _write_tensors(writer, name, weight.tensors())
+            for bits, other in solver.further(packed[name]).items():
+                factors = {part: tensor for part, tensor in other.tensors().items() if part != "codes"}
+                _write_tensors(writer, packed[name].prefix(bits), factors)
         writer.replace_metadata(metadata(list(finished.values())))
+
+
+def _write_tensors(writer: SafetensorsWriter, prefix: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+    for part, tensor in tensors.items():
+        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        writer.write(f"{prefix}.{part}", little.tobytes())
 
 
 def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tuple[str, TensorSpec]]:
@@ -348,6 +363,9 @@ def _done(
         relative_error=outcome.relative_error,
         method=outcome.method if calibration else "",
         calibrated_error=outcome.calibrated_error,
+        also=tuple(
+            {**row, "relative_error": outcome.also[row["bits"]].relative_error} for row in matrix.also
+        ),
     )
 
 
@@ -360,7 +378,8 @@ def _config(
 
 
 def _options(options: QuantizeOptions) -> dict[str, Any]:
-    return {**dataclasses.asdict(options), "overrides": [str(override) for override in options.overrides]}
+    told = {**dataclasses.asdict(options), "overrides": [str(override) for override in options.overrides]}
+    return {name: value for name, value in told.items() if name != "also_bits" or value}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

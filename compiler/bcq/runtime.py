@@ -19,6 +19,7 @@ from bcq.integrity import require_files
 from bcq.kinds import require_export
 from bcq.library_check import check_contract, check_whole
 from bcq.model_check import check_model
+from bcq.precisions.files import graph_file
 
 LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
@@ -58,6 +59,7 @@ def session(
     weights: str | None = None,
     profile: str | Path | None = None,
     verify: bool = False,
+    bits: int | None = None,
 ) -> onnxruntime.InferenceSession:
     """Opens a packed model as a plain ONNX Runtime session on the CPU.
 
@@ -75,6 +77,7 @@ def session(
         profile: a ``.jsonl`` file that gets one line per BCQ node when the session ends: its kernel, and for
             each number of rows how many runs took how long. ``BCQ_PROFILE`` wins.
         verify: compare every file of the folder with its ``MANIFEST.json`` first, which reads them all once.
+        bits: the precision, for an export that serves several; None for its highest one.
 
     Returns:
         The session.
@@ -85,10 +88,10 @@ def session(
             not as it was written, E102 when a folder is no export or ONNX Runtime refuses the model for
             another reason.
         UsageError: E202 when `weights`, `profile` or a variable (``BCQ_WEIGHTS``, ``BCQ_PROFILE``,
-            ``BCQ_ISA``) has a value that the library does not know.
+            ``BCQ_ISA``) has a value that the library does not know, or the export does not serve `bits`.
         ResourceError: E603 when ONNX Runtime is too old or the library is missing or cannot be loaded.
     """
-    model = model_file(folder_or_file)
+    model = model_file(folder_or_file, bits)
     check_onnxruntime(onnxruntime.__version__)
     options = session_options if session_options is not None else default_options()
     if with_library:
@@ -171,18 +174,22 @@ def settings_fault() -> str | None:
     return None
 
 
-def model_file(folder_or_file: str | Path) -> Path:
-    """The ``.onnx`` file that a path means.
+def model_file(folder_or_file: str | Path, bits: int | None = None) -> Path:
+    """The ``.onnx`` file that a path means; of a folder that serves several precisions, that of `bits`.
 
     Raises:
         InputError: E101 when nothing is there, E102 when a folder holds no ``model.onnx``.
+        UsageError: E202 when it does not serve that precision.
     """
     path = Path(folder_or_file)
     if path.is_dir():
         if not (path / MODEL_NAME).is_file():
             require_export(path)
-        inner_file(path / MODEL_NAME, path, "it is the model")
-        return path / MODEL_NAME
+        file = graph_file(path, bits)
+        inner_file(file, path, "it is the model")
+        return file
+    if bits is not None:
+        raise UsageError("E202", f"bits: got {bits} for {path}, expected the folder of an export.")
     if not path.is_file():
         raise InputError("E101", f"{path}: there is no such file or folder.", "Check the path.")
     return path

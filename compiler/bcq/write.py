@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -45,18 +45,33 @@ def write_model(model: ir.Model, path: Path, data_name: str | None = None) -> No
     Raises:
         ResourceError: E601 when the disk is full or the folder cannot be written.
     """
+    write_models({path: model}, data_name)
+
+
+def write_models(models: Mapping[Path, ir.Model], data_name: str | None = None) -> None:
+    """Writes models of one folder, as :func:`write_model`, beside one data file that has equal tensors once.
+
+    Args:
+        models: by the file to write; the data file has the name of the first.
+        data_name: as for :func:`write_model`.
+
+    Raises:
+        ResourceError: E601 when the disk is full or the folder cannot be written.
+    """
+    path = next(iter(models))
     try:
-        copy = model.clone()
         with _temporary(path.parent) as data:
-            places, digest = _write_tensors(model, data)
+            places, digest = _write_tensors(list(models.values()), data)
             name = data_name or _data_name(path, digest)
-            _replace_tensors(copy, model, places, name)
-            with _temporary(path.parent) as file:
-                file.write(ir.to_proto(copy).SerializeToString(deterministic=True))
-                _sync(file)
+            with ExitStack() as files:
+                made = [
+                    (target, _written(model, places, name, files.enter_context(_temporary(path.parent))))
+                    for target, model in models.items()
+                ]
                 if places:
                     Path(data.name).replace(path.with_name(name))
-                Path(file.name).replace(path)
+                for target, file in made:
+                    file.replace(target)
         sync(path.parent)  # makes the renames durable
     except OSError as fault:
         if is_out_of_memory(fault):
@@ -68,25 +83,48 @@ def write_model(model: ir.Model, path: Path, data_name: str | None = None) -> No
         ) from fault
 
 
+def _written(model: ir.Model, places: dict[int, _Place], data_name: str, file: BufferedWriter) -> Path:
+    """The model's graph in a temporary file."""
+    copy = model.clone()
+    _replace_tensors(copy, model, places, data_name)
+    file.write(ir.to_proto(copy).SerializeToString(deterministic=True))
+    _sync(file)
+    return Path(file.name)
+
+
 def _data_name(path: Path, digest: str) -> str:
     plain = f"{path.name}.data"
     return f"{path.stem}-{digest[:12]}{path.suffix}.data" if path.with_name(plain).exists() else plain
 
 
-def _write_tensors(model: ir.Model, file: BufferedWriter) -> tuple[dict[int, _Place], str]:
+def _write_tensors(models: list[ir.Model], file: BufferedWriter) -> tuple[dict[int, _Place], str]:
     """Streams every large tensor, each from an aligned offset; returns places and the hash of the file."""
     sink = _HashingFile(file)
     places: dict[int, _Place] = {}
-    for value in _initializers(model):
+    known: dict[str, _Place] = {}  # by content, where several models may hold the same
+    for value in (value for model in models for value in _initializers(model)):
         tensor = value.const_value
         if tensor is None or id(tensor) in places or not _goes_outside(tensor):
+            continue
+        content = _content(tensor) if len(models) > 1 else ""
+        if content in known:
+            places[id(tensor)] = known[content]
             continue
         sink.pad_to(ALIGNMENT)
         start = sink.position
         _write_tensor(tensor, sink)
         places[id(tensor)] = _Place(start, sink.position - start)
+        if content:
+            known[content] = places[id(tensor)]
     _sync(file)
     return places, sink.digest.hexdigest()
+
+
+def _content(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a tensor's bytes."""
+    digest = _HashingFile(None)
+    _write_tensor(tensor, digest)
+    return digest.digest.hexdigest()
 
 
 def _write_tensor(tensor: ir.TensorProtocol, sink: _HashingFile) -> None:
@@ -98,9 +136,9 @@ def _write_tensor(tensor: ir.TensorProtocol, sink: _HashingFile) -> None:
 
 
 class _HashingFile:
-    """A file opened for writing that knows how far it is and what it holds."""
+    """A file opened for writing, or none, that knows how far it is and what it holds."""
 
-    def __init__(self, file: BufferedWriter) -> None:
+    def __init__(self, file: BufferedWriter | None) -> None:
         self._file = file
         self.position = 0
         self.digest = hashlib.sha256()
@@ -109,7 +147,8 @@ class _HashingFile:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), _BLOCK_BYTES):
             block = view[start : start + _BLOCK_BYTES]
-            self._file.write(block)
+            if self._file is not None:
+                self._file.write(block)
             self.digest.update(block)
         self.position += len(view)
         return len(view)

@@ -27,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--window", type=int, metavar="N", help="tokens a window (default: context, up to 1024)"
     )
     verb.add_argument("--limit", type=int, metavar="N", help="only the first N windows")
+    verb.add_argument("--bits", type=int, metavar="Q", help="precision of an export that serves several")
     verb.add_argument("--adapter", metavar="NAME", help="task of an export with --adapters, or its folder")
     verb.set_defaults(run=run)
 
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         progress=progress(arguments),
         adapter=arguments.adapter,
+        bits=arguments.bits,
     )
     line = f"perplexity {found.perplexity:.3f} over {found.tokens} tokens in windows of {found.window}"
     emit(arguments, found.to_dict(), line)

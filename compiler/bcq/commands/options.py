@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _TALK = ("--json", "--quiet", "--debug", "--resume")
-_FIELDS = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed")
-_DECIDED = ("bits", "group_size", "offset")  # by a budget, where there is one
+_FIELDS = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed", "also_bits")
+_DECIDED = ("bits", "group_size", "offset", "also_bits")  # by a budget, where there is one
 _TARGETS = ("bpw", "size", "latency")
 _BUDGET_FILES = ("cost_table", "sensitivity_text", "sensitivity")
 _FILE_FLAGS = tuple(f"--{name.replace('_', '-')}" for name in _BUDGET_FILES)
@@ -51,6 +51,12 @@ def add_quantize_options(verb: argparse.ArgumentParser) -> None:
         group.add_argument(flag, default=argparse.SUPPRESS, **settings)
 
     add("--bits", type=int, metavar="Q", help="binary planes per matrix, 1 to 8 (default 3)")
+    add(
+        "--also-bits",
+        type=_numbers,
+        metavar="Q,Q",
+        help="further precisions below --bits in the same file, such as 2,3: chosen when it is opened",
+    )
     add("--group-size", type=int, metavar="G", help="inputs that share a scale, 0 = whole row (default 128)")
     add("--offset", action="store_true", help="one offset more per group")
     add("--method", choices=METHODS, help="solver (default multistart)")
@@ -65,6 +71,12 @@ def add_quantize_options(verb: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
     _add_budget_options(verb)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from bcq.precisions.further import parse
+
+    return parse(text)
 
 
 def _add_budget_options(verb: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ EXAMPLES = """\
   bcq quantize models/gpt2 -o base --bits 3 --group-size 128
   bcq quantize models/gpt2 -o base --bits 2 --set 'h.*.mlp.*=4' --set 'wpe*=keep'
   bcq quantize models/gpt2 -o base --bits 2 --set 'wte*=4:g64' --set 'h.0.*=3:g0:offset'
+  bcq quantize models/gpt2 -o base --bits 4 --also-bits 2,3  # one file for 2, 3 and 4 bits
   bcq quantize models/gpt2 -o base --dry-run
   bcq quantize models/gpt2 -o base --bits 2 --calibrate wiki.txt --workers 4
   bcq quantize models/gpt2 -o base --calibrate texts/ --scheduler tcp://10.0.0.1:8786

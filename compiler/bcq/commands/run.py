@@ -36,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("--top-k", type=int, default=0, metavar="K", help="among the K likeliest, 0 = all")
     verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="within this probability mass")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+    verb.add_argument("--bits", type=int, metavar="Q", help="precision of an export that serves several")
     verb.add_argument("--adapter", metavar="NAME", help="task of an export with --adapters, or its folder")
     verb.set_defaults(run=run)
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from bcq.generation.model import load
 
-    model = load(arguments.folder)
+    model = load(arguments.folder, bits=arguments.bits)
     began = time.monotonic()
     pieces: list[str | int] = []
     model.use(arguments.adapter)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bcq verify out --against models/gpt2
   bcq verify out --against models/gpt2 --per-layer --json
+  bcq verify out --bits 2           # of an export that serves several precisions
   bcq verify out --integrity        # only: is every byte as it was written? (exit code 3: no)"""
 
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb = add_verb(subparsers, "verify", "compare an export with PyTorch (exit code 5: differs)", EXAMPLES)
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="what `bcq export` wrote")
     verb.add_argument("--against", type=Path, metavar="MODEL", help="the model folder it was made from")
+    verb.add_argument("--bits", type=int, metavar="Q", help="precision of an export that serves several")
     verb.add_argument("--prompt", metavar="TEXT", help="text to compare on (default: seeded tokens)")
     verb.add_argument("--steps", type=int, default=16, metavar="N", help="decode steps (default 16)")
     verb.add_argument("--per-layer", action="store_true", help="one line a layer")
@@ -49,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         per_layer=arguments.per_layer,
         progress=progress(arguments),
+        bits=arguments.bits,
     )
     emit(arguments, result.to_dict(), text(result), result=False)
     return 0 if result.ok else ParityFailure.exit_code

@@ -132,10 +132,20 @@ class Model:
         """The tokens of a prompt and an answer without tokens, checked; nothing is run."""
         tokens = self.encode(prompt)
         most = self.check_prompt(tokens, max_new_tokens)
-        stops = Stops(stop)
-        wants_text = isinstance(prompt, str) or bool(stops)
+        wants_text = isinstance(prompt, str) or bool(Stops(stop))
         pieces = Pieces(self.tokenizer, tokens) if wants_text else None
-        return tokens, Answer(chooser(tokens, **sampling), most, self.end_tokens, pieces, stops)
+        return tokens, self.reply(tokens, most, pieces, stop, **sampling)
+
+    def reply(
+        self,
+        tokens: Sequence[int],
+        most: int,
+        pieces: Pieces | None,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Answer:
+        """An answer without tokens to a prompt that is checked; `pieces` makes its text."""
+        return Answer(chooser(tokens, **sampling), most, self.end_tokens, pieces, Stops(stop))
 
     def context(self, prompt: int = 0, max_new_tokens: int | None = None) -> Context:
         """An empty cache, for a prompt of so many tokens and its answer."""
@@ -274,6 +284,7 @@ def load(
     *,
     weights: str | None = None,
     profile: str | Path | None = None,
+    bits: int | None = None,
 ) -> Model:
     """Opens an exported decoder; torch is not imported.
 
@@ -282,11 +293,12 @@ def load(
         with_library: False runs the model-local functions instead of the op library: slow, for comparison.
         weights: how codes are held, see `bcq.session`.
         profile: a ``.jsonl`` file for what each node took, see `bcq.session`.
+        bits: the precision, for an export that serves several; None for its highest one.
 
     Raises:
         InputError: E101 for a missing folder, E102 for one that is no export, E103 for a damaged one.
         UnsupportedError: E401 when the folder is the export of something else than a decoder.
-        UsageError: E202 for `weights` or `profile` that the library does not know.
+        UsageError: E202 for `weights`, `profile` or `bits` that are not known.
     """
     from bcq.runtime import session
 
@@ -299,5 +311,5 @@ def load(
             "Run its model with bcq.session(folder).",
         )
     config = read_json(folder / CONFIG_FILE)
-    opened = session(folder, with_library=with_library, weights=weights, profile=profile)
+    opened = session(folder, with_library=with_library, weights=weights, profile=profile, bits=bits)
     return Model(folder, opened, config)

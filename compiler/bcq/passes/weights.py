@@ -138,10 +138,12 @@ class FromBase:
 
     Args:
         base: an opened base; its matrices stay mapped from their file.
+        bits: a further precision of the base; None for the one that its matrices have.
     """
 
-    def __init__(self, base: QuantizedBase) -> None:
+    def __init__(self, base: QuantizedBase, bits: int | None = None) -> None:
         self.base = base
+        self.bits = bits
         self.errors: dict[str, float] = {}
         rows = report.read_report(base.folder) or []
         self._known = {row.name: row.relative_error for row in rows if row.relative_error is not None}
@@ -161,9 +163,9 @@ class FromBase:
         known = self.base.find(matrix.name)
         if known is None:
             return self._left(matrix)
-        if known.name in self._known:
+        if known.name in self._known and self.bits is None:
             self.errors[matrix.name] = self._known[known.name]
-        packed = self.base.packed(matrix.name)
+        packed = self.base.packed(matrix.name, self.bits)
         got, expected = (packed.rows, packed.inputs), (matrix.rows, matrix.inputs)
         if got != expected:
             raise InputError(

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph files of an export that serves several precisions: one for each, beside one data file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bcq.checkpoint import read_json
+from bcq.errors import InputError, UsageError
+
+MODEL_FILE = "model.onnx"  # of the highest precision
+PATTERN = "model*.onnx*"  # every file of graphs and weights in a folder
+
+
+def graph_name(bits: int) -> str:
+    """The graph of a further precision."""
+    return f"model-{bits}bit.onnx"
+
+
+def precisions(folder: Path) -> list[int]:
+    """Bits that an export or a base serves, the default first; empty when its configuration does not say."""
+    try:
+        section: Any = read_json(folder / "config.json").get("quantization_config")
+        return [section["bits"], *sorted(section.get("also_bits", ()), reverse=True)]
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def further(folder: Path) -> list[int]:
+    """Bits besides the default for which an export has a graph."""
+    return [bits for bits in precisions(folder)[1:] if (folder / graph_name(bits)).is_file()]
+
+
+def graph_file(folder: Path, bits: int | None) -> Path:
+    """The graph of a precision; None is the default one.
+
+    Raises:
+        UsageError: E202 when the folder does not serve it.
+    """
+    known = precisions(folder)
+    if bits is None or [bits] == known[:1]:
+        return folder / MODEL_FILE
+    if bits in further(folder):
+        return folder / graph_name(bits)
+    served = ", ".join(map(str, [*known[:1], *further(folder)])) or "one precision"
+    raise UsageError(
+        "E202",
+        f"bits: got {bits}, {folder} serves {served}.",
+        "Make a model of several precisions with: bcq quantize --bits 4 --also-bits 2,3.",
+    )
