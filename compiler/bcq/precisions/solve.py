@@ -195,13 +195,11 @@ class _Problem:
         """The code of every weight that errs least over all precisions."""
         rows, inputs = self.weights.shape
         width = self.segment
-        padded = np.pad(self.weights, ((0, 0), (0, -inputs % width))).reshape(rows, -1, width, 1)
+        padded = np.pad(self.weights, ((0, 0), (0, -inputs % width))).reshape(rows, -1, width)
         slopes, heights = self._lines(fitted, padded.shape[1])
-        codes = np.empty(padded.shape[:3], np.uint8)
+        codes = np.empty(padded.shape, np.uint8)
         for block in _blocks(rows):
-            cost = slopes[block, :, None] * padded[block]
-            cost += heights[block, :, None]
-            codes[block] = cost.argmin(axis=3)
+            codes[block] = _cheapest(padded[block], slopes[block], heights[block])
         return np.ascontiguousarray(codes.reshape(rows, -1)[:, :inputs])
 
     @property
@@ -249,6 +247,26 @@ class _Problem:
 def _blocks(rows: int) -> Iterator[slice]:
     for start in range(0, rows, _ROWS_AT_ONCE):
         yield slice(start, start + _ROWS_AT_ONCE)
+
+
+def _cheapest(weights: Float32, slopes: Float32, heights: Float32) -> Codes:
+    """The line that is lowest at each weight, the first of equal ones.
+
+    Args:
+        weights: float32 ``[N, S, width]``.
+        slopes: float32 ``[N, S, lines]``; lines come one after the other, over all weights at once.
+        heights: likewise.
+    """
+    codes = np.zeros(weights.shape, np.uint8)
+    least = slopes[:, :, :1] * weights
+    least += heights[:, :, :1]
+    for line in range(1, slopes.shape[2]):
+        cost = slopes[:, :, line : line + 1] * weights
+        cost += heights[:, :, line : line + 1]
+        lower = cost < least
+        np.copyto(codes, np.uint8(line), where=lower)
+        np.minimum(least, cost, out=least)
+    return codes
 
 
 def _codes_of(solved: BcqWeight) -> Codes:
