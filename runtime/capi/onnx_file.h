@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few fields of an .onnx file that the reader needs, taken from its protocol buffers without their library.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "capi/mapped_file.h"
+
+namespace bcq::capi {
+
+// Element types of TensorProto that packed matrices have.
+constexpr int64_t kFloat16 = 10;
+constexpr int64_t kUint32 = 12;
+
+struct Node {
+  std::string name;
+  std::string domain;
+  std::vector<std::string> inputs;
+  std::map<std::string, int64_t> numbers;
+  std::map<std::string, std::string> texts;
+};
+
+struct Initializer {
+  std::vector<int64_t> dims;
+  int64_t type = 0;
+  View raw = {nullptr, 0};  // inside the file; what an initializer without location holds
+  std::string location;     // of external data
+  uint64_t offset = 0;
+  uint64_t length = 0;
+};
+
+struct OnnxGraph {
+  std::vector<Node> nodes;
+  std::map<std::string, Initializer> initializers;
+};
+
+// Throws FileError when the bytes are no ONNX model. Subgraphs are not looked into.
+OnnxGraph read_graph(View file);
+
+}  // namespace bcq::capi
