@@ -27,13 +27,18 @@ class Counting:
     def __init__(self, positions: bool = True) -> None:
         self.session = onnxruntime.InferenceSession(counting_graph(positions).SerializeToString())
         self.feeds: list[dict[str, NDArray[Any]]] = []
-        self._bound: dict[str, Any] = {}
 
     def get_inputs(self) -> list[Any]:
         return list(self.session.get_inputs())
 
     def get_outputs(self) -> list[Any]:
         return list(self.session.get_outputs())
+
+    def get_overridable_initializers(self) -> list[Any]:
+        return list(self.session.get_overridable_initializers())
+
+    def get_modelmeta(self) -> Any:
+        return self.session.get_modelmeta()
 
     def run(self, names: None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self.feeds.append(feeds)

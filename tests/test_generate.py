@@ -154,4 +154,6 @@ def test_how_weights_are_held_and_the_profile_reach_the_session(
     described = {"context_length": 8, "vocab_size": VOCABULARY}
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": described}), encoding="utf-8")
     load(tmp_path, weights="mapped", profile="p.jsonl")
-    assert asked == [(tmp_path, {"with_library": True, "weights": "mapped", "profile": "p.jsonl"})]
+    assert asked == [
+        (tmp_path, {"with_library": True, "weights": "mapped", "profile": "p.jsonl", "bits": None})
+    ]

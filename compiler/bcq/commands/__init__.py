@@ -7,7 +7,36 @@
 
 from __future__ import annotations
 
-from bcq.commands import adapt, bench, demo, doctor, export, import_, inspect, quantize, run, tune, verify
+from bcq.commands import (
+    adapt,
+    bench,
+    chat,
+    demo,
+    doctor,
+    export,
+    import_,
+    inspect,
+    quantize,
+    run,
+    serve,
+    tune,
+    verify,
+)
 from bcq.commands import eval as evaluate
 
-VERBS = (doctor, inspect, quantize, import_, tune, adapt, export, verify, run, evaluate, bench, demo)
+VERBS = (
+    doctor,
+    inspect,
+    quantize,
+    import_,
+    tune,
+    adapt,
+    export,
+    verify,
+    run,
+    chat,
+    serve,
+    evaluate,
+    bench,
+    demo,
+)

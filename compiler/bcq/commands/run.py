@@ -1,74 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bcq run``: continues a text with an exported decoder."""
+"""``bcq run``: continues a text, or many, with an exported decoder."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq.commands.generating import add_model_options, add_sampling_options, sampling
 from bcq.commands.options import add_verb, emit
-from bcq.errors import UsageError
+from bcq.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
+    from bcq.generation.model import Model
 
 EXAMPLES = """\
   bcq run out -p 'The people of the'
-  bcq run out -p 'The people of the' --temperature 0.8 --top-k 40 --seed 1
+  bcq run out -p 'The people of the' --temperature 0.8 --top-k 40 --seed 1 --stop '.'
   bcq run out --tokens 464,661,286 --json
+  bcq run out --prompts questions.txt --json      # one prompt a line, together in batches
+  cat letter.txt | bcq run out -p -
   bcq run out -p 'name[Blue Spice], food[Chinese] =' --adapter e2e"""
+_ROWS = 16  # prompts that run together: more of them share each read of the weights, and take cache
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
     verb = add_verb(subparsers, "run", "continue a text with an exported decoder", EXAMPLES)
-    verb.add_argument("folder", type=Path, metavar="FOLDER", help="what `bcq export` wrote")
+    add_model_options(verb)
     prompt = verb.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text to continue")
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text to continue, - for standard input")
+    prompt.add_argument("--prompts", metavar="FILE", help="a text each line, - for standard input")
     prompt.add_argument("--tokens", metavar="IDS", help="token ids to continue, separated by commas")
     verb.add_argument(
         "-n", "--max-new-tokens", type=int, default=40, metavar="N", help="how many (default 40)"
     )
-    verb.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default)")
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="among the K likeliest, 0 = all")
-    verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="within this probability mass")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
-    verb.add_argument("--bits", type=int, metavar="Q", help="precision of an export that serves several")
-    verb.add_argument("--adapter", metavar="NAME", help="task of an export with --adapters, or its folder")
+    add_sampling_options(verb)
     verb.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the prompt, if it is text, and each piece of the continuation as soon as it is there."""
-    prompt: str | Sequence[int] = (
-        arguments.prompt if arguments.tokens is None else parse_tokens(arguments.tokens)
-    )
+    prompts = _prompts(arguments)
     from bcq.generation.model import load
 
     model = load(arguments.folder, bits=arguments.bits)
-    began = time.monotonic()
-    pieces: list[str | int] = []
     model.use(arguments.adapter)
-    stream = model.stream(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
-    if not arguments.json:
-        print(arguments.prompt or "", end="", file=arguments.out, flush=True)
-    for piece in stream:
+    return _many(arguments, model, prompts) if arguments.prompts else _one(arguments, model, prompts[0])
+
+
+def _one(arguments: argparse.Namespace, model: Model, prompt: str | Sequence[int]) -> int:
+    began = time.monotonic()
+    runner = model.start(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
+    pieces: list[Any] = []
+    if not arguments.json and isinstance(prompt, str):
+        print(prompt, end="", file=arguments.out, flush=True)
+    for piece in runner.texts() if isinstance(prompt, str) else runner.tokens():
         if not arguments.json:
             print(piece if isinstance(piece, str) else f"{piece} ", end="", file=arguments.out, flush=True)
         pieces.append(piece)
-    continuation = "".join(map(str, pieces)) if isinstance(prompt, str) else pieces
-    data = {"prompt": prompt, "continuation": continuation, "seconds": time.monotonic() - began}
+    continuation = "".join(pieces) if isinstance(prompt, str) else pieces
+    data = {
+        "prompt": prompt,
+        "continuation": continuation,
+        "reason": runner.answer.reason,
+        "prompt_tokens": len(runner.prompt),
+        "new_tokens": len(runner.answer.tokens),
+        "seconds": time.monotonic() - began,
+    }
     emit(arguments, data, "")
     return 0
 
 
-def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How the next token is chosen, as `Model.generate` takes it."""
-    names = ("temperature", "top_k", "top_p", "seed")
-    return {name: getattr(arguments, name) for name in names}
+def _many(arguments: argparse.Namespace, model: Model, prompts: Sequence[str]) -> int:
+    began = time.monotonic()
+    answers: list[dict[str, Any]] = []
+    for begin in range(0, len(prompts), _ROWS):
+        rows = prompts[begin : begin + _ROWS]
+        made = model.generate_batch(rows, None, arguments.max_new_tokens, **sampling(arguments))
+        for prompt, continuation in zip(rows, made, strict=True):
+            answers.append({"prompt": prompt, "continuation": continuation})
+            if not arguments.json:
+                print(f"{prompt}{continuation}\n", file=arguments.out, flush=True)
+    if arguments.json:
+        emit(arguments, {"answers": answers, "seconds": time.monotonic() - began}, "")
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> list[Any]:
+    """One prompt or several: lines that are not empty.
+
+    Raises:
+        UsageError: E202 when a file has none.
+        InputError: E101 for a file that is not there, E103 for one that is not UTF-8.
+    """
+    if arguments.tokens is not None:
+        return [parse_tokens(arguments.tokens)]
+    if arguments.prompts is None:
+        return [_read("-") if arguments.prompt == "-" else arguments.prompt]
+    lines = [line for line in _read(arguments.prompts).splitlines() if line.strip()]
+    if not lines:
+        raise UsageError("E202", f"--prompts '{arguments.prompts}': the file has no line, expected prompts.")
+    return lines
+
+
+def _read(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as fault:
+        raise InputError("E103", f"'{name}' is not UTF-8 text: byte {fault.start} is wrong.") from fault
 
 
 def parse_tokens(text: str) -> list[int]:

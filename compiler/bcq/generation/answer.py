@@ -26,6 +26,7 @@ class Answer:
         stops: strings that end it and are no part of its text.
 
     Attributes:
+        most: as given.
         tokens: the ids so far; the one that completes a stop string is the last of them.
         reason: "stop" for an end token or a stop string, "length" for the limit, None before the end.
     """
@@ -41,7 +42,7 @@ class Answer:
         self.tokens: list[int] = []
         self.reason: Reason | None = None if most else "length"
         self._choose = choose
-        self._most = most
+        self.most = most
         self._end_tokens = end_tokens
         self._pieces = pieces
         self._stops = stops or Stops(())
@@ -56,7 +57,7 @@ class Answer:
         text = self._stops.push(self._pieces.push(token)) if self._pieces else ""
         if self._stops.found:
             self.reason = "stop"
-        elif len(self.tokens) == self._most:
+        elif len(self.tokens) == self.most:
             self.reason = "length"
             return text + self._rest()
         return text

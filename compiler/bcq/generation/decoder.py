@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from bcq.generation.cache import Cache, GrowingCache, SharedCache, Values, value_of
 from bcq.tasks import Feeds
 
-PROMPT_CHUNK = 512  # longer prompts run in parts: logits of all their places would take gigabytes
+PROMPT_CHUNK = 512  # longer prompts run in parts: what lies between two nodes would take gigabytes
+LAST_LOGITS = "logits_to_keep"  # so many of the last places get logits; exports of older versions have all
 
 
 class Decoder:
@@ -29,6 +30,10 @@ class Decoder:
         self.shares_buffer = shares_buffer
         self._context_length = context_length
         self._with_positions = "position_ids" in {value.name for value in session.get_inputs()}
+        optional = {value.name for value in session.get_overridable_initializers()}
+        self._constant: Values = (
+            {LAST_LOGITS: value_of(np.ones(1, np.int64))} if LAST_LOGITS in optional else {}
+        )
 
     def cache(self, room: int, rows: int = 1) -> Cache:
         """An empty cache, with room for so many tokens where that has to be known."""
@@ -58,7 +63,7 @@ class Decoder:
             Logits ``[rows, vocabulary]`` after the last token.
         """
         feeds = {name: value_of(array) for name, array in self.feeds(tokens, mask).items()}
-        last: NDArray[Any] = cache.run({**feeds, **task}, tokens.shape[1])[:, -1]
+        last: NDArray[Any] = cache.run({**feeds, **self._constant, **task}, tokens.shape[1])[:, -1]
         return last
 
     def feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

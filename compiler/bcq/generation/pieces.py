@@ -17,9 +17,11 @@ class Pieces:
         tokenizer: of the package tokenizers.
         before: tokens that stand before the text, which is what follows them. Without any, the text begins as
             the tokenizer begins a text.
+        bare: leaves out white space at the beginning: chat templates write it themselves.
     """
 
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = (), bare: bool = False) -> None:
+        self._bare = bare
         self._tokenizer = tokenizer
         self._window = list(before[-_BEFORE:])
         # Text of the window that was told already; a character that the prompt cuts is told with the answer.
@@ -35,6 +37,9 @@ class Pieces:
         del self._window[: self._known]
         self._known = len(self._window)
         self._told = self._tokenizer.decode(self._window)
+        if self._bare:
+            piece = piece.lstrip()
+            self._bare = not piece
         return piece
 
     def rest(self) -> str:
