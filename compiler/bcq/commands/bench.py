@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq.commands import end_to_end
 from bcq.commands.options import add_verb, emit, progress
 from bcq.errors import InputError, UsageError
 
@@ -22,7 +23,8 @@ EXAMPLES = """\
   bcq bench --full --output bench/            # every shape, every peer; tables, JSON and pictures in a folder
   bcq bench --shapes 4096x4096 --bits 3 --threads 2 --weights cold hot --svg bench.svg
   bcq bench --cost-table costs.json           # times by shape and bits, for a latency budget
-  bcq bench --full --dry-run                  # what would run, and for how long"""
+  bcq bench --full --dry-run                  # what would run, and for how long
+  bcq bench --end-to-end llama-1b --work models/    # whole models: tokens a second, memory, size"""
 
 ARITHMETIC = {0: "near-exact", 1: "float32", 4: "int8"}  # by accuracy_level
 OWN_FILES = ("bench.json", "bench.md", "bench.txt", "summary.md")
@@ -34,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_plans(verb)
     _add_choices(verb)
     _add_outputs(verb)
+    end_to_end.add_options(verb)
     verb.set_defaults(run=run)
 
 
@@ -78,6 +81,9 @@ def _add_outputs(verb: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures, writes what was asked for and prints the table."""
     _check(arguments)
+    if arguments.end_to_end is not None:
+        _warn_if_busy(arguments)
+        return end_to_end.run(arguments)
     from bcq import bench
     from bcq.bench import estimate
     from bcq.bench.interrupt import unwound_on_sigterm
