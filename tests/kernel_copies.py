@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bcq.core import Core
-from native_builds import AVX2, AVX512, NATIVE, RUNTIME, compile_object, compiler, isa_flags
+from native_builds import NATIVE, RUNTIME, compile_object, compiler, emulated_flags
 
 ROW = re.compile(r"^BCQ_\w+_KERNEL\(\w+, (\w+),.*\n", re.MULTILINE)
 
@@ -27,7 +27,7 @@ class Fault:
 
 
 def build(folder: Path, files: tuple[str, ...], fault: Fault | None = None) -> Core:
-    """A library of the kernels in some files and the scalar ones; AVX-512 is emulated by SIMDe.
+    """A library of the kernels in some files and the scalar ones; AVX-512 and NEON are emulated by SIMDe.
 
     Args:
         folder: an empty one, which must stay as long as the library is used.
@@ -69,10 +69,5 @@ def _plant(path: Path, fault: Fault) -> None:
 
 
 def _compile(source: Path, target: Path, copy: Path) -> Path:
-    flags = isa_flags(source)
-    if flags == AVX512:
-        if not Path("/usr/include/simde/x86/avx512.h").is_file():
-            pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-        flags = (*AVX2, "-include", str(NATIVE / "avx512_emulated.h"))
-    # Quotes look into the copy first; SIMDe takes long to optimize.
-    return compile_object(source, target, (*flags, "-O1", "-Wno-psabi", "-iquote", str(copy)))
+    # Quotes look into the copy first.
+    return compile_object(source, target, (*emulated_flags(source), "-iquote", str(copy)))

@@ -18,11 +18,17 @@ KERNELS = RUNTIME / "kernels" / "bcq_matmul"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni")
 BUILD_SECONDS = 300
-COMMON = ("-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-DBCQ_ARCH_X86=1", "-fPIC", f"-I{RUNTIME}")
+# NEON by SIMDe, whose header stands for a compiler's own.
+NEON = (*AVX2, "-DBCQ_EMULATED_NEON=1", f"-I{NATIVE / 'neon'}")
+ARCHITECTURES = (
+    "-DBCQ_ARCH_X86=1",
+    "-DBCQ_ARCH_ARM64=1",
+)  # rows of kernels; each file is compiled for its own
+COMMON = ("-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", *ARCHITECTURES, "-fPIC", f"-I{RUNTIME}")
 
 
 def isa_flags(source: Path) -> tuple[str, ...]:
-    """The flags that a file of kernels is compiled with, by its name, as in ``CMakeLists.txt``."""
+    """The flags that a file of x86 kernels is compiled with, by its name, as in ``CMakeLists.txt``."""
     if source.stem.startswith("avx512"):
         return AVX512
     return AVX2 if source.stem.startswith("avx2") else ()
@@ -54,14 +60,22 @@ def run_program(
     return subprocess.run([program, *arguments], capture_output=True, text=True)
 
 
+def emulated_flags(source: Path) -> tuple[str, ...]:
+    """The same where AVX-512 and NEON are emulated, on a CPU with AVX2; skips where SIMDe is missing."""
+    emulated = {"avx512": (*AVX2, "-include", str(NATIVE / "avx512_emulated.h")), "neon": NEON}
+    flags = emulated.get(source.stem.split("_")[0], isa_flags(source))
+    if flags != isa_flags(source) and not Path("/usr/include/simde/x86/avx512.h").is_file():
+        pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+    return (*flags, "-O1", "-Wno-psabi")  # SIMDe takes long to optimize
+
+
 def emulated_library(folder: Path) -> Path:
-    """A library whose AVX-512 kernels run on any CPU with AVX2, by SIMDe; skips where SIMDe is missing.
+    """A library whose AVX-512 and NEON kernels run on a CPU with AVX2, by SIMDe; skips where that is missing.
 
     Args:
         folder: a test's own folder. The library is built once, beside the folders of all workers of the run.
     """
-    if not Path("/usr/include/simde/x86/avx512.h").is_file():
-        pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+    emulated_flags(KERNELS / "avx512.cc")
     compiler()
     shared = folder.parents["PYTEST_XDIST_WORKER" in os.environ] / "emulated_library"
     library = shared / "libbcq_emulated.so"
@@ -91,9 +105,5 @@ def link_emulated(library: Path, folder: Path) -> None:
     sources = [*(RUNTIME / "kernels").glob("*/*.cc"), *core, NATIVE / "every_cpu.cc"]
     parts = []
     for number, source in enumerate(sources):
-        flags = isa_flags(source)
-        if flags == AVX512:
-            flags = (*AVX2, "-include", str(NATIVE / "avx512_emulated.h"))
-        quick = (*flags, "-O1", "-Wno-psabi")  # SIMDe takes long to optimize
-        parts.append(compile_object(source, folder / f"{number}.o", quick))
+        parts.append(compile_object(source, folder / f"{number}.o", emulated_flags(source)))
     subprocess.run([compiler(), "-shared", *map(str, parts), "-o", str(library)], check=True)

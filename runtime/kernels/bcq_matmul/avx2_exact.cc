@@ -10,6 +10,7 @@ struct Avx2 {
   using Words = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kSums = 12;
+  static constexpr int kRows = 6;
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats load(const float* x) { return _mm256_load_ps(x); }
   static Floats all(const float* x) { return _mm256_broadcast_ss(x); }

@@ -10,6 +10,7 @@ struct Avx512 {
   using Words = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kSums = 24;
+  static constexpr int kRows = 6;
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats load(const float* x) { return _mm512_load_ps(x); }
   static Floats all(const float* x) { return _mm512_set1_ps(*x); }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The float32 kernels of x86, AVX2 and AVX-512: a tile's codes become float32 weights in a small buffer, and rows of A meet them by
-// FMA. The ISA file gives a vector type V: 8 or 16 lanes, one lane per row of the tile.
+// The float32 kernels of AVX2, AVX-512 and NEON: a tile's codes become float32 weights in a small buffer, and rows of A
+// meet them by FMA. The ISA file gives a vector type V: 4, 8 or 16 lanes, one lane per row of the tile.
 //
 // Arithmetic, the same for every lane, instruction set and number of rows of A:
 //   base = offset - alpha_1 - ... - alpha_q                       once a group
@@ -83,7 +83,7 @@ inline void decode_planes(const uint32_t* words, const GroupFactors& f, float* t
 
 inline void prefetch_codes(const uint32_t* words, int bits) {
   for (int i = 0; i < bits; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kExactPrefetch, _MM_HINT_T0);
+    __builtin_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kExactPrefetch);
   }
 }
 
@@ -153,7 +153,10 @@ inline void add_rows(const float* a, int64_t stride, const float* weights, int64
 template <typename V>
 inline void multiply_panel(const float* a, int64_t stride, int64_t count, const float* weights, int64_t chunks,
                            float* y) {
-  for (; count >= 6; count -= 6, a += 6 * stride, y += 6 * kTileRows) add_rows<V, 6>(a, stride, weights, chunks, y);
+  constexpr int most = V::kRows;
+  for (; count >= most; count -= most, a += most * stride, y += most * kTileRows) {
+    add_rows<V, most>(a, stride, weights, chunks, y);
+  }
   switch (count) {
     case 1: return add_rows<V, 1>(a, stride, weights, chunks, y);
     case 2: return add_rows<V, 2>(a, stride, weights, chunks, y);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of A for the float32 kernels of x86: float32 in scratch, padded to whole chunks.
+// Rows of A for the float32 kernels: float32 in scratch, padded to whole chunks.
 #pragma once
 
-#include "kernels/bcq_matmul/x86_rows.h"
+#include "kernels/bcq_matmul/isa_rows.h"
 
 namespace bcq {
 namespace {
@@ -33,10 +33,9 @@ inline bool exact_supports(const MatMulProblem& p) { return p.accuracy_level == 
 inline void prepare_exact_row(const MatMulProblem& p, const ExactRows& rows, int64_t m) {
   const RowRange range = range_of_row(p, m);
   rows.out(m) = range.out;
-  const __m256 in = _mm256_set1_ps(range.in);
   float* to = rows.values(m);
   for (int64_t k = 0; k < rows.stride - kRowHeader; k += 8) {
-    _mm256_storeu_ps(to + k, _mm256_mul_ps(eight_inputs(p, m, k), in));
+    store_eight(to + k, times(eight_inputs(p, m, k), range.in));
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/bcq_matmul/lookup_plan.h"
-#include "kernels/bcq_matmul/x86_rows.h"
+#include "kernels/bcq_matmul/isa_rows.h"
 
 namespace bcq {
 namespace {
