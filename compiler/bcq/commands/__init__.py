@@ -17,6 +17,7 @@ from bcq.commands import (
     import_,
     inspect,
     quantize,
+    report,
     run,
     serve,
     tune,
@@ -37,6 +38,7 @@ VERBS = (
     chat,
     serve,
     evaluate,
+    report,
     bench,
     demo,
 )
