@@ -85,6 +85,21 @@ def test_a_base_of_one_precision_is_what_it_always_was(made: Path, tmp_path: Pat
     assert "also" not in (tmp_path / "base" / "bcq_report.json").read_text()
 
 
+def test_transformers_loads_the_highest_precision_and_saves_a_base_of_it(made: Path, tmp_path: Path) -> None:
+    import transformers
+
+    import bcq.nn
+
+    assert bcq.nn
+    opened = transformers.AutoModelForCausalLM.from_pretrained(made / "base", output_loading_info=True)
+    model, told = opened
+    assert not told["unexpected_keys"]
+    model.save_pretrained(tmp_path / "saved")
+    saved = QuantizedBase.open(tmp_path / "saved")
+    assert saved.further_bits() == []
+    assert saved.packed(FC).code_hash() == QuantizedBase.open(made / "base").packed(FC).code_hash()
+
+
 def places(graph: Path) -> dict[str, tuple[str, str]]:
     """Where the large tensors of a graph lie."""
     found = {}
@@ -246,7 +261,7 @@ def test_further_precisions_come_in_order_and_once() -> None:
 @pytest.mark.parametrize("inputs", [256, 384, 768, 1024, 4096, 14336])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("offset", [False, True])
-def test_factors_of_further_precisions_take_a_tenth_at_most(
+def test_factors_of_further_precisions_take_less_than_a_tenth(
     inputs: int, group_size: int, offset: bool
 ) -> None:
     def bits_of(planes: int, size: int) -> float:
@@ -257,7 +272,7 @@ def test_factors_of_further_precisions_take_a_tenth_at_most(
     assert sizes[1][1] == inputs
     alone = 4 + bits_of(4, group_size)
     # At K = 256 one group a row at 2 and 3 bits takes (2 + 3 + 2) 16 / 256 = 0.44, of 4.6 to 6.5.
-    assert sum(bits_of(*size) for size in sizes) <= 0.1 * alone or sizes[0][1] == inputs
+    assert sum(bits_of(*size) for size in sizes) <= further.MOST_MORE * alone or sizes[0][1] == inputs
     assert sizes == further.sizes(4, group_size, offset, inputs, (2, 3))
     assert further.sizes(2, group_size, offset, inputs, (2, 3)) == ()
 

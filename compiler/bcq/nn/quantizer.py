@@ -66,6 +66,9 @@ class BcqQuantizer(HfQuantizer):
             raise UnsupportedError("E401", "a BCQ model is loaded from the folder of a quantized base only.")
         base = QuantizedBase.open(Path(files[0]).parent)
         put_packed(model, base, _dtype(model.config))
+        others = [rf"\.{bits}bit\." for bits in base.further_bits()]  # the model has the highest precision
+        known = model._keys_to_ignore_on_load_unexpected
+        model._keys_to_ignore_on_load_unexpected = {*(known or ()), *others}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         train_only(model)
