@@ -114,7 +114,7 @@ def test_every_task_has_the_bits_of_a_model_of_its_own(made: Made, tmp_path: Pat
 def test_a_model_of_one_task_has_no_slots_and_names_the_task(made: Made, tmp_path: Path) -> None:
     export(made.base, tmp_path / "own", adapter=made.tasks["a"])
     session = bcq.session(tmp_path / "own")
-    assert session.get_overridable_initializers() == []
+    assert [value.name for value in session.get_overridable_initializers()] == ["logits_to_keep"]
     assert session.get_modelmeta().custom_metadata_map["bcq.adapter"] == "a"
     assert not (tmp_path / "own" / "adapters").exists()
 
@@ -122,7 +122,11 @@ def test_a_model_of_one_task_has_no_slots_and_names_the_task(made: Made, tmp_pat
 def test_slots_are_those_of_every_product_and_of_what_the_tasks_hold_besides(made: Made) -> None:
     slots = Slots.read(made.folder / "adapters")
     inputs_of = {value.name: value.shape for value in bcq.session(made.folder).get_overridable_initializers()}
-    assert inputs_of == {slots.mark: [1], **{slot.name: list(slot.shape) for slot in slots.slots}}
+    assert inputs_of == {
+        "logits_to_keep": [1],
+        slots.mark: [1],
+        **{slot.name: list(slot.shape) for slot in slots.slots},
+    }
     assert {slot.part for slot in slots.slots} == {"alpha_1", "alpha_rest", "offset", "dense"}
     fused = next(slot for slot in slots.slots if len(slot.owners) == 3)
     assert [name for name, _ in fused.owners] == [Q_PROJ, Q_PROJ.replace("q_proj", "k_proj"), V_PROJ]

@@ -31,9 +31,12 @@ from bcq.reference import dequantized_model
 STEPS = 16
 PROMPT = [5, 17, 33, 60, 2, 9, 71]
 OPTIONS = QuantizeOptions(bits=3, group_size=32, method="greedy")
-# Random rows that decide nothing but that masks work: a shorter prompt, padded on the left.
-PADDED = [[5, 17, 33, 60, 2, 9, 71], [0, 0, 0, 44, 8, 90, 13]]
-MASK = [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
+# Random rows that decide nothing but that masks work: a shorter prompt, padded.
+PADDED_LEFT = [[5, 17, 33, 60, 2, 9, 71], [0, 0, 0, 44, 8, 90, 13]]
+PADDED_RIGHT = [[5, 17, 33, 60, 2, 9, 71], [44, 8, 90, 13, 0, 0, 0]]
+MASK_LEFT = [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
+MASK_RIGHT = [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]]
+FUSED = ["gpt2", "opt"]  # attention is one operator; the heads of the others do not fit it
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,20 @@ def decoder(
     return chain_of(request.param, chains, tmp_path_factory)
 
 
+@pytest.fixture(params=FUSED)
+def fused_decoder(
+    request: pytest.FixtureRequest, chains: dict[str, Chain], tmp_path_factory: pytest.TempPathFactory
+) -> Chain:
+    return chain_of(request.param, chains, tmp_path_factory)
+
+
+@pytest.fixture(params=["llama"])
+def plain_decoder(
+    request: pytest.FixtureRequest, chains: dict[str, Chain], tmp_path_factory: pytest.TempPathFactory
+) -> Chain:
+    return chain_of(request.param, chains, tmp_path_factory)
+
+
 @pytest.fixture(params=["gpt2", "llama"])
 def genai_decoder(
     request: pytest.FixtureRequest, chains: dict[str, Chain], tmp_path_factory: pytest.TempPathFactory
@@ -98,10 +115,11 @@ def genai_decoder(
 
 def first_feeds(chain: Chain) -> dict[str, NDArray[Any]]:
     """Padded tokens for the prompt, whatever the model."""
-    mask = np.array(MASK, np.int64)
-    feeds: dict[str, NDArray[Any]] = {"input_ids": np.array(PADDED, np.int64), "attention_mask": mask}
+    right = chain.kind in ("bert", *FUSED)
+    mask = np.array(MASK_RIGHT if right else MASK_LEFT, np.int64)
+    tokens = np.array(PADDED_RIGHT if right else PADDED_LEFT, np.int64)
+    feeds: dict[str, NDArray[Any]] = {"input_ids": tokens, "attention_mask": mask}
     if chain.kind == "bert":
-        feeds["attention_mask"] = mask[:, ::-1].copy()  # an encoder's padding is on the right
         feeds["token_type_ids"] = np.array([[0, 0, 0, 1, 1, 1, 1]] * 2, np.int64)
         return feeds
     if chain.kind != "opt":
@@ -139,10 +157,25 @@ def test_generated_tokens_equal_those_of_pytorch(decoder: Chain) -> None:
     assert len(set(ours)) > 2  # a model that repeats one token would prove little
 
 
-def test_a_left_padded_batch_gives_each_row_what_pytorch_gives_it(decoder: Chain) -> None:
+def test_a_left_padded_batch_gives_each_row_what_pytorch_gives_it(plain_decoder: Chain) -> None:
+    check_batch(plain_decoder, PADDED_LEFT, MASK_LEFT)
+
+
+def test_a_right_padded_batch_gives_each_row_what_pytorch_gives_it(fused_decoder: Chain) -> None:
+    check_batch(fused_decoder, PADDED_RIGHT, MASK_RIGHT)
+
+
+def test_fused_attention_refuses_rows_that_are_padded_on_the_left(fused_decoder: Chain) -> None:
+    model = bcq.load(fused_decoder.folder)
+    with pytest.raises(Exception, match=r"seqlens_k\[1\] = -1 is out of range"):
+        model.logits(np.array(PADDED_LEFT), model.empty_cache(batch=2), np.array(MASK_LEFT))
+
+
+def check_batch(decoder: Chain, padded: list[list[int]], ones: list[list[int]]) -> None:
+    """Prompts and three more tokens; each row goes on after its own last token."""
     model = bcq.load(decoder.folder)
-    mask = np.array(MASK, np.int64)
-    tokens, past = np.array(PADDED, np.int64), model.empty_cache(batch=2)
+    mask = np.array(ones, np.int64)
+    tokens, past = np.array(padded, np.int64), model.empty_cache(batch=2)
     cache = None
     for _ in range(4):
         got, past = model.logits(tokens, past, mask)
@@ -157,7 +190,8 @@ def test_a_left_padded_batch_gives_each_row_what_pytorch_gives_it(decoder: Chain
         real = mask[:, -tokens.shape[1] :].astype(bool)
         difference = got[real] - expected.logits.numpy()[real]
         assert parity.relative_rms(difference, expected.logits.numpy()[real]) <= decoder.tolerance
-        tokens = got[:, -1:].argmax(-1)
+        last = [row.nonzero()[0][-1] for row in real]
+        tokens = got[np.arange(2), last].argmax(-1)[:, None]
         mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
 
 
@@ -169,7 +203,11 @@ def test_the_same_file_answers_alike_without_the_library(chain: Chain) -> None:
         assert parity.relative_rms(got - expected, expected) <= chain.tolerance
 
 
-def test_the_same_file_answers_alike_in_the_reference_evaluator(chain: Chain) -> None:
+@pytest.mark.parametrize("kind", ["llama", "bert"])  # fused attention is an operator of onnxruntime alone
+def test_the_same_file_answers_alike_in_the_reference_evaluator(
+    kind: str, chains: dict[str, Chain], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    chain = chain_of(kind, chains, tmp_path_factory)
     feeds = first_feeds(chain)
     with_library = bcq.session(chain.folder).run(None, feeds)
     evaluator = onnx.reference.ReferenceEvaluator(str(chain.folder / "model.onnx"))

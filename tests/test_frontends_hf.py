@@ -44,6 +44,13 @@ def test_encoders_are_taken_by_their_class(name: str) -> None:
     [
         ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "encoder-decoder"),
         ({"architectures": ["ViTForImageClassification"], "image_size": 224}, "vision"),
+        (
+            {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True},
+            "encoder-decoder",
+        ),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "mixture of experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}, "mixture of experts"),
+        ({"architectures": ["MambaForCausalLM"], "state_size": 16}, "state-space"),
         ({"architectures": ["GPT2Model"]}, "GPT2Model"),
         ({"architectures": ["LlamaModel"]}, "without its head"),
         ({"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel"),

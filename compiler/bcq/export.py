@@ -119,7 +119,7 @@ def export(
         allow_loss: accept that less than half of the LoRA's change is retained.
         calibration: text on which the matrices of a model folder are solved.
         attention: of a decoder from a folder: ``"fused"``, one operator a layer, which only onnxruntime has;
-            ``"plain"``, in standard operators, also when None.
+            ``"plain"``, in standard operators; None for fused where that is possible.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
@@ -316,13 +316,20 @@ def _export_file(
 ) -> PackReport:
     """An ``.onnx`` file; its weights are solved one by one and wait on the disk, not in memory."""
     from bcq.frontends import onnx_file
+    from bcq.frontends.genai_folder import GenaiFolder
     from bcq.passes import SolveOnTheFly
+    from bcq.runtime import library_path
 
     stamps = check_file(path)
+    around = GenaiFolder.around(path)
     model = onnx_file.load(path)
+    if around is not None:
+        around.name_sizes(model)
     with onnx_file.explained(path):
         packed = _packed(model, SolveOnTheFly(options, finished), progress, graph)
         write_model(model, folder / MODEL_FILE)
+    if around is not None:
+        around.write(folder, library_path(), MODEL_FILE)
     check_unchanged(stamps)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed

@@ -109,7 +109,7 @@ def verify(
     if against is not None:
         require_original(Path(against), folder)
     require_files(folder)
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
         from bcq.parity_decoder import verify_decoder
 
         return verify_decoder(folder, _path(against), prompt, tokens, steps, per_layer, progress, bits)

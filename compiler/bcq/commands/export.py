@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument(
         "--attention",
         choices=("fused", "plain"),
-        help="of a decoder: one operator a layer, which only onnxruntime has, or standard operators",
+        help="of a decoder: one operator a layer (default; onnxruntime alone has it), or standard operators",
     )
     tasks = verb.add_mutually_exclusive_group()
     tasks.add_argument("--adapter", type=Path, metavar="DIR", help="a task whose values the model shall hold")

@@ -16,7 +16,10 @@ DECODERS = (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
     "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
     "PhiForCausalLM",
     "Phi3ForCausalLM",
 )
@@ -89,6 +92,10 @@ def _why(name: str, config: dict[str, Any]) -> str:
         return " (a vision model)"
     if "audio_config" in config or "Speech" in name or "Audio" in name:
         return " (an audio model)"
+    if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+        return " (a mixture of experts)"
+    if "state_size" in config or "ssm_cfg" in config or "mamba_d_state" in config:
+        return " (a state-space model)"
     if name.endswith("Model") and f"{name.removesuffix('Model')}ForCausalLM" in DECODERS:
         return " (a decoder without its head)"
     return ""

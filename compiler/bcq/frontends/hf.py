@@ -48,7 +48,7 @@ def skeleton(base: QuantizedBase, attention: str | None = None) -> Skeleton:
     Args:
         base: its ``config.json`` decides the graph, its tensors the names.
         attention: of a decoder: ``"fused"``, one node a layer, which only onnxruntime runs; ``"plain"``, in
-            standard operators, also when None.
+            standard operators; None for fused where that is possible.
 
     Returns:
         A graph in which a matrix that the base holds packed reads as its dequantized values.
@@ -105,7 +105,7 @@ def _exported(module: Any, architecture: Architecture, attention: str | None) ->
             raise UnsupportedError(
                 "E401", f"the attention of this model cannot be fused: {reason}.", "Use --attention plain."
             )
-        return export_decoder(module, fused=attention == "fused")
+        return export_decoder(module, fused=attention != "plain" and reason is None)
     from bcq.frontends.hf_encoder import export_encoder
 
     return export_encoder(module, architecture.class_name)

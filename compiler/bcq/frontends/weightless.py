@@ -131,6 +131,8 @@ def _build(class_name: str, config: Any) -> Any:
     found = getattr(transformers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise UnsupportedError("E401", f"{_VERSION} has no architecture {class_name!r}.")
+    if not found._supports_sdpa:  # Gemma 2, whose attention has a cap
+        config._attn_implementation = "eager"
     try:
         with _parameters_on_meta():
             model = found(config, **without_pooler(class_name))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports a small model of every decoder family and compares it with PyTorch.
+
+For each family: a seeded model with the family's details, 3 bits, fused attention; logits of a prompt and 64
+single steps against PyTorch with the same dequantized weights, and greedy tokens of `bcq.load` and of
+onnxruntime-genai, both with one buffer for past and present, against PyTorch's. The table stands in
+``docs/benchmarks/families.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+PROMPT = [5, 17, 33, 60, 2, 9, 71]
+STEPS = 64
+HEADER = """| family | attention | nodes | error | tolerance | tokens: bcq | tokens: genai |
+|---|---|--:|--:|--:|--:|--:|"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one family showed.
+
+    Attributes:
+        family: its name.
+        fused: whether attention became one node a layer.
+        nodes: nodes of the graph.
+        relative: RMS difference of logits to PyTorch, relative to their RMS.
+        tolerance: what `bcq verify` allows.
+        ours: how many greedy tokens in a row are PyTorch's, of `STEPS`, from `bcq.load`.
+        genai: the same from onnxruntime-genai; None where it is not installed.
+    """
+
+    family: str
+    fused: bool
+    nodes: int
+    relative: float
+    tolerance: float
+    ours: int
+    genai: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything agrees."""
+        return self.relative <= self.tolerance and self.ours == STEPS and self.genai in (STEPS, None)
+
+    def row(self) -> str:
+        """A row of the table."""
+        kind = "fused" if self.fused else "plain"
+        return (
+            f"| {self.family} | {kind} | {self.nodes} | {self.relative:.1e} | {self.tolerance:.1e} "
+            f"| {self.ours} | {'-' if self.genai is None else self.genai} |"
+        )
+
+
+def measure(family: str, folder: Path, attention: str | None = None) -> Outcome:
+    """Exports a family into a folder and compares."""
+    import onnx_ir as ir
+
+    import bcq
+    from bcq import parity
+    from bcq.export import export
+    from bcq.exported import ExportedWeights
+    from bcq.parity_decoder import run_decoder
+    from bcq.plan import QuantizeOptions
+    from bcq.reference import decode, dequantized_model
+    from tiny_families import save
+
+    save(family, folder / "model")
+    out = folder / "out"
+    export(
+        folder / "model", out, QuantizeOptions(bits=3, group_size=32, method="greedy"), attention=attention
+    )
+    graph = ir.load(out / "model.onnx").graph
+    weights = ExportedWeights.open(out)
+    expected = decode(dequantized_model(out, weights), PROMPT, STEPS)
+    model = bcq.load(out)
+    got = run_decoder(model, PROMPT, expected.tokens[:STEPS])
+    tokens = expected.tokens[:STEPS]
+    return Outcome(
+        family,
+        any(node.op_type == "GroupQueryAttention" for node in graph),
+        len(graph),
+        parity.relative_rms(got.logits - expected.logits, expected.logits),
+        parity.tolerance(weights),
+        _agreeing(model.generate(PROMPT, max_new_tokens=STEPS), tokens),
+        _genai(out, tokens),
+    )
+
+
+def _agreeing(got: list[int], expected: list[int]) -> int:
+    """How many tokens in a row agree; all of them when both end with the end token, 1."""
+    for place, token in enumerate(expected):
+        if place >= len(got):
+            return STEPS if token == 1 else place
+        if got[place] != token:
+            return place
+    return STEPS
+
+
+def _genai(folder: Path, expected: list[int]) -> int | None:
+    try:
+        import onnxruntime_genai as genai
+    except ImportError:
+        return None
+    model: Any = genai.Model(str(folder))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=len(PROMPT) + STEPS, do_sample=False)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(PROMPT)
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
+    return _agreeing(found[:-1] if found[-1:] == [1] else found, expected)
+
+
+def main() -> int:
+    """Prints the table; exit code 1 when a family disagrees."""
+    import torch
+    import transformers
+
+    from tiny_families import FAMILIES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="all, unless some are named")
+    parser.add_argument("--attention", choices=("fused", "plain"), default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    print(HEADER)
+    failed = []
+    for family in arguments.families:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = measure(family, Path(folder), arguments.attention)
+        print(outcome.row(), flush=True)
+        failed += [] if outcome.ok else [family]
+    if failed:
+        print(f"disagree: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
