@@ -68,7 +68,7 @@ def on_guarded_pages(weight: PackedWeight, *, before: bool = False) -> PackedWei
     )
 
 
-def cuda_weight(weight: PackedWeight, planes: int = 0) -> CudaWeight:
+def cuda_weight(weight: PackedWeight) -> CudaWeight:
     """Addresses of a packed weight, which must outlive them."""
     address = {name: tensor.ctypes.data if tensor.size else None for name, tensor in weight.tensors().items()}
     return CudaWeight(
@@ -80,7 +80,7 @@ def cuda_weight(weight: PackedWeight, planes: int = 0) -> CudaWeight:
         inputs=weight.inputs,
         group_size=weight.group_size,
         bits=weight.bits,
-        planes=planes,
+        planes=weight.planes,
     )
 
 
@@ -95,12 +95,12 @@ def from_brain(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def multiply(cuda: Cuda, a: Array, packed: PackedWeight, *, planes: int = 0, **options: Any) -> Array:
+def multiply(cuda: Cuda, a: Array, packed: PackedWeight, **options: Any) -> Array:
     """Y = A W^T in memory of its own; uint16 arrays are bfloat16. Outputs that nobody writes are NaN."""
     y = np.full((a.shape[0], packed.rows), 0x7FFF, np.uint16) if a.dtype == np.uint16 else None
     y = np.full((a.shape[0], packed.rows), np.nan, a.dtype) if y is None else y
     cuda.matmul(
-        cuda_weight(packed, planes),
+        cuda_weight(packed),
         M=a.shape[0],
         dtype="bfloat16" if a.dtype == np.uint16 else a.dtype.name,
         a=a.ctypes.data,

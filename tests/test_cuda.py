@@ -17,7 +17,7 @@ from bcq import cuda as bcq_cuda
 from bcq.bcq import BcqWeight
 from bcq.core import Core
 from bcq.cuda import Cuda, CudaWeight
-from bcq.packing import pack
+from bcq.packing import among, pack, unpack
 from cuda_builds import cuda_weight, emulated, from_brain, multiply, on_guarded_pages, to_brain
 from guarded import guarded
 from native_builds import RUNTIME, compiler
@@ -108,12 +108,13 @@ def test_float16_results_are_within_a_thousandth_of_float64(cuda: Cuda, kernel: 
 
 
 @pytest.mark.parametrize("kernel", ["digits", "tiles8", "tiles16", "generic"])
-def test_the_first_planes_alone_are_the_coarser_model(cuda: Cuda, kernel: str) -> None:
-    weight = random_weight(40, 200, 4, 64, offset=True)
-    coarser = BcqWeight(weight.words[:2], weight.alpha[:2], weight.offset, 200, 64)
+def test_the_first_planes_of_wider_codes_are_a_weight_of_their_own(cuda: Cuda, kernel: str) -> None:
+    wide = pack(random_weight(40, 200, 4, 64))
+    own = random_weight(40, 200, 2, 64, offset=True)
+    coarser = BcqWeight(unpack(wide).words[:2], own.alpha, own.offset, 200, 64)
     a = activations(3, 200, np.float16)
-    prefix = multiply(cuda, a, on_guarded_pages(pack(weight)), planes=2, kernel=kernel)
-    np.testing.assert_array_equal(prefix, multiply(cuda, a, on_guarded_pages(pack(coarser)), kernel=kernel))
+    inside = multiply(cuda, a, on_guarded_pages(among(pack(coarser), wide.codes)), kernel=kernel)
+    np.testing.assert_array_equal(inside, multiply(cuda, a, on_guarded_pages(pack(coarser)), kernel=kernel))
 
 
 @pytest.mark.parametrize("kernel", ["digits", "tiles8", "tiles16", "generic"])

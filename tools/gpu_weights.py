@@ -14,13 +14,17 @@ TILE_ROWS, WORD_BITS = 16, 32
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a matrix ``[N, K]``: q planes, groups of g inputs (0: one group), maybe an offset."""
+    """Sizes of a matrix ``[N, K]``: q planes, groups of g inputs (0: one group), maybe an offset.
+
+    Its codes may hold further planes, which no product reads.
+    """
 
     N: int
     K: int
     q: int
     g: int
     offset: bool = False
+    further: int = 0
 
     @property
     def groups(self) -> int:
@@ -54,7 +58,7 @@ class Weight:
     offset: torch.Tensor | None
     alpha_rest: torch.Tensor
 
-    def addresses(self, planes: int = 0) -> CudaWeight:
+    def addresses(self) -> CudaWeight:
         """As the library takes it; the tensors must outlive it."""
         s = self.shape
         return CudaWeight(
@@ -66,10 +70,10 @@ class Weight:
             inputs=s.K,
             group_size=s.g or s.K,
             bits=s.q,
-            planes=planes,
+            planes=s.q + s.further,
         )
 
-    def dense(self, planes: int = 0) -> torch.Tensor:
+    def dense(self) -> torch.Tensor:
         """W in float64, ``[N, K]``."""
         s = self.shape
         total = torch.zeros(
@@ -78,7 +82,7 @@ class Weight:
         shifts = torch.arange(WORD_BITS, device=self.codes.device, dtype=torch.int32)
         group_of = torch.arange(s.chunks * WORD_BITS, device=self.codes.device) // (s.g or s.K)
         group_of.clamp_(max=s.groups - 1)
-        for plane in range(planes or s.q):
+        for plane in range(s.q):
             words = self.codes[:, :, plane].permute(0, 2, 1).reshape(-1, s.chunks)  # [rows, C]
             signs = ((words[:, :, None] >> shifts) & 1).reshape(-1, s.chunks * WORD_BITS).double() * 2 - 1
             total += _by_row(self.alpha[plane])[:, group_of] * signs
@@ -95,7 +99,7 @@ def _by_row(factor: torch.Tensor) -> torch.Tensor:
 def random_weight(shape: Shape, device: str, seed: int = 0) -> Weight:
     """Random bits and alphas that halve from plane to plane; padding is zero."""
     random = torch.Generator(device=device).manual_seed(seed)
-    size = (shape.tiles, shape.chunks, shape.q, TILE_ROWS)
+    size = (shape.tiles, shape.chunks, shape.q + shape.further, TILE_ROWS)
     codes = torch.randint(-(2**31), 2**31, size, dtype=torch.int64, device=device, generator=random).to(
         torch.int32
     )
@@ -116,11 +120,11 @@ def stream_of(tensor: torch.Tensor) -> int:
 
 
 def multiply(
-    cuda: Cuda, a: torch.Tensor, weight: Weight, *, planes: int = 0, kernel: str | None = None, level: int = 0
+    cuda: Cuda, a: torch.Tensor, weight: Weight, *, kernel: str | None = None, level: int = 0
 ) -> torch.Tensor:
     """Y = A W^T on the current stream; outputs that nobody writes stay NaN."""
     y = torch.full((a.shape[0], weight.shape.N), float("nan"), dtype=a.dtype, device=a.device)
-    into(cuda, y, a, weight, planes=planes, kernel=kernel, level=level)
+    into(cuda, y, a, weight, kernel=kernel, level=level)
     return y
 
 
@@ -130,13 +134,12 @@ def into(
     a: torch.Tensor,
     weight: Weight,
     *,
-    planes: int = 0,
     kernel: str | None = None,
     level: int = 0,
 ) -> None:
     """`multiply` into memory that is there."""
     cuda.matmul(
-        weight.addresses(planes),
+        weight.addresses(),
         M=a.shape[0],
         dtype=str(a.dtype).removeprefix("torch."),
         a=a.data_ptr(),

@@ -17,7 +17,7 @@ from typing import Any
 from bcq.errors import BcqError, ResourceError
 
 LIBRARY_NAME = "libbcq_ops_cuda.so"
-ABI = 1  # BCQ_CUDA_ABI of the header
+ABI = 2  # BCQ_CUDA_ABI of the header
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
@@ -70,15 +70,15 @@ class CudaWeight:
     """One packed matrix ``[N, K]`` in device memory, see ``ops/README.md``.
 
     Attributes:
-        codes: address of uint32 ``[T, C, q, 16]``, a multiple of 16.
+        codes: address of uint32 ``[T, C, planes, 16]``, a multiple of 16.
         alpha_1: address of float16 ``[T, G, 16]``, a multiple of 8, as the next two.
         alpha_rest: address of float16 ``[T, G, q-1, 16]``, or None when q = 1.
         offset: address of float16 ``[T, G, 16]``, or None.
         rows: N.
         inputs: K.
         group_size: g.
-        bits: q, the planes that are stored.
-        planes: the planes that are used, the first ones; 0 means all.
+        bits: q, the planes that are read, the first ones.
+        planes: the planes that codes hold; 0 means q.
     """
 
     codes: int

@@ -21,12 +21,12 @@ size_t element_size(int type) { return type == BCQ_CUDA_FLOAT32 ? 4 : 2; }
 
 // Why a kernel that a program names does not take a problem.
 const char* refuse(const Kernel& kernel, const BcqCudaMatMul& p, int sm) {
-  if (all_units(layout_of(p.K, p.N, p.group_size, p.bits), (p.N + kTileRows - 1) / kTileRows) >= kMostUnits) {
+  if (all_units(layout_of(p.K, p.N, p.group_size, p.bits, p.planes), (p.N + kTileRows - 1) / kTileRows) >= kMostUnits) {
     return message("%s: takes at most 2^34 words of codes", kernel.name);
   }
   const bool generic = &kernel == find("generic"), digits = &kernel == find("digits");
   if (generic) return nullptr;
-  if (p.planes > kMostPlanesOfTiles) return message("%s: takes at most four planes", kernel.name);
+  if (p.bits > kMostPlanesOfTiles) return message("%s: takes at most four planes", kernel.name);
   if (digits) return nullptr;
   if (p.type == BCQ_CUDA_FLOAT32) return message("%s: takes float16 and bfloat16", kernel.name);
   if (p.type == BCQ_CUDA_BFLOAT16 && sm < 80) return message("%s: bfloat16 needs compute capability 8.0", kernel.name);
@@ -40,7 +40,7 @@ MatMul part_of(const BcqCudaMatMul& p, int64_t begin, int64_t count) {
   part.M = count;
   part.a = static_cast<const char*>(p.a) + size_t(begin * p.a_stride) * size;
   part.y = static_cast<char*>(p.y) + size_t(begin * p.y_stride) * size;
-  return {part, layout_of(p.K, p.N, p.group_size, p.bits)};
+  return {part, layout_of(p.K, p.N, p.group_size, p.bits, p.planes)};
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ const char* run_span(const MatMul& p, const Device& device, void* stream) {
 }  // namespace
 
 const char* run_digits(const MatMul& p, const Device& device, void* stream) {
-  switch (p.given.planes) {
+  switch (p.given.bits) {
     case 1: return run_span<1>(p, device, stream);
     case 2: return run_span<2>(p, device, stream);
     case 3: return run_span<3>(p, device, stream);

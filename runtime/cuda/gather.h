@@ -27,7 +27,7 @@ BCQ_DEVICE float weight_of(const Gather& p, int tile, int row, int chunk, int bi
   const Layout& l = p.layout;
   const int group = chunk / l.group_chunks;
   float sum = 0.0f;
-  for (int i = 0; i < p.given.planes; ++i) {
+  for (int i = 0; i < p.given.bits; ++i) {
     const uint16_t alpha = i == 0 ? simt::load(p.given.alpha_1 + factor_at(l, tile, group, row))
                                   : simt::load(p.given.alpha_rest + rest_at(l, tile, group, i, row));
     const uint32_t minus = (~simt::load(p.given.codes + word_at(l, tile, chunk, i, row)) >> bit & 1u) << 31;

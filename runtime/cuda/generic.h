@@ -29,7 +29,7 @@ BCQ_DEVICE void add_chunk(const MatMul& p, int tile, int row, int chunk, float (
   for (int token = 0; token < kGenericTokens; ++token) {
     const int64_t m = int64_t(simt::block_y()) * kGenericTokens + token;
     if (m >= p.given.M) return;
-    for (int i = 0; i < p.given.planes; ++i) {
+    for (int i = 0; i < p.given.bits; ++i) {
       const uint16_t alpha = i == 0 ? simt::load(p.given.alpha_1 + factor_at(l, tile, group, row))
                                     : simt::load(p.given.alpha_rest + rest_at(l, tile, group, i, row));
       const uint32_t word = simt::load(p.given.codes + word_at(l, tile, chunk, i, row));

@@ -17,6 +17,7 @@ constexpr Rule kRules[] = {
     {"alpha_rest", check_alpha_rest, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 8},
     {"offset", check_offset, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 8},
 };
+constexpr size_t kCodes = 0;  // of the four
 constexpr size_t kFirst = 1;  // position of codes among the inputs
 
 // The tensor's address, or null when it is empty.
@@ -32,17 +33,14 @@ const void* address(const Rule& rule, const Attributes& attributes, const Tensor
 CudaWeight::CudaWeight(const Calls& calls, const OrtKernelInfo* info, const contract::Op& op)
     : attributes_(read_attributes(calls, info, op)) {
   refuse_if(check_attributes(attributes_));
-  if (attributes_.format_version != contract::kFormatVersion) {
-    throw Refusal{"format_version: got " + std::to_string(attributes_.format_version) + ", codes of more planes than "
-                  "this node reads, expected " + std::to_string(contract::kFormatVersion) + " on CUDA. Run it on the "
-                  "CPU, or export a model of one precision."};
-  }
   for (size_t i = 0; i < kTensors; ++i) {
     Tensor tensor;
     fed_[i] = !constant_input(calls, info, kFirst + i, tensor);
-    if (!fed_[i]) constants_[i] = address(kRules[i], attributes_, tensor);
+    if (fed_[i]) continue;
+    constants_[i] = address(kRules[i], attributes_, tensor);
+    if (i == kCodes) attributes_.planes = tensor.shape().dims[2];
   }
-  if (fed_[0]) {
+  if (fed_[kCodes]) {
     throw Refusal{"codes: got a tensor that is fed at run time, expected a constant. Make it an initializer that is "
                   "no graph input."};
   }

@@ -25,7 +25,8 @@ class CudaWeight {
     problem.K = attributes_.K;
     problem.N = attributes_.N;
     problem.group_size = attributes_.group_size;
-    problem.bits = problem.planes = int32_t(attributes_.bits);
+    problem.bits = int32_t(attributes_.bits);
+    problem.planes = int32_t(attributes_.planes);
     problem.codes = static_cast<const uint32_t*>(held[0]);
     problem.alpha_1 = static_cast<const uint16_t*>(held[1]);
     problem.alpha_rest = static_cast<const uint16_t*>(held[2]);

@@ -16,7 +16,7 @@ const char* run_generic(const MatMul& p, const Device&, void* stream) {
 
 const char* run_gather(const BcqCudaGather& given, void* stream) {
   constexpr int64_t most = 65535;  // blocks along y
-  const Gather p{given, layout_of(given.K, given.N, given.group_size, given.bits)};
+  const Gather p{given, layout_of(given.K, given.N, given.group_size, given.bits, given.planes)};
   const int rows = int(std::min(given.count, most));
   return launch(gather_kernel, (p.layout.chunks + kGatherChunks - 1) / kGatherChunks, rows, kGatherWarps * kWarp, 0, stream,
                 p, rows);

@@ -44,7 +44,7 @@ const Kernel* find(const char* name) {
 }
 
 const Kernel& select(const BcqCudaMatMul& p, int sm, int processors) {
-  if (p.planes > kFastPlanes || p.accuracy_level == 1) return *find("generic");
+  if (p.bits > kFastPlanes || p.accuracy_level == 1) return *find("generic");
   const bool halves = p.type == BCQ_CUDA_FLOAT16 || (p.type == BCQ_CUDA_BFLOAT16 && sm >= 80);
   if (p.M <= kDigitsRows || !halves) return *find("digits");
   return *find(tiles_name(p, processors));

@@ -30,7 +30,7 @@ const char* run_type(const MatMul& p, const Device& device, void* stream) {
 
 template <int nt>
 const char* run_tiles(const MatMul& p, const Device& device, void* stream) {
-  switch (p.given.planes) {
+  switch (p.given.bits) {
     case 1: return run_type<1, nt>(p, device, stream);
     case 2: return run_type<2, nt>(p, device, stream);
     case 3: return run_type<3, nt>(p, device, stream);

@@ -23,11 +23,12 @@ struct Layout {
   int groups;        // G
   int group_chunks;  // chunks of a group; all of them where there is one group
   int group_shift;   // its logarithm, -1 where it has none: shifts are cheaper than divisions
-  int bits;          // planes that are stored
+  int bits;          // planes that are read
+  int planes;        // planes that codes hold
 };
 
-BCQ_HD Layout layout_of(int64_t K, int64_t N, int64_t group_size, int bits) {
-  Layout l = {int(K), int(N), int((K + kWordBits - 1) / kWordBits), 1, 0, 31, bits};
+BCQ_HD Layout layout_of(int64_t K, int64_t N, int64_t group_size, int bits, int planes) {
+  Layout l = {int(K), int(N), int((K + kWordBits - 1) / kWordBits), 1, 0, 31, bits, planes};
   l.group_chunks = l.chunks;
   if (group_size >= K) return l;
   l.groups = int((K - 1) / group_size + 1);
@@ -48,7 +49,7 @@ BCQ_HD int group_of(const Layout& l, int chunk) {
 }
 
 BCQ_HD size_t word_at(const Layout& l, int tile, int chunk, int plane, int row) {
-  return ((size_t(tile) * l.chunks + chunk) * l.bits + plane) * kTileRows + row;
+  return ((size_t(tile) * l.chunks + chunk) * l.planes + plane) * kTileRows + row;
 }
 // alpha_1 and offset.
 BCQ_HD size_t factor_at(const Layout& l, int tile, int group, int row) {
@@ -64,10 +65,10 @@ constexpr uint64_t kMostUnits = uint64_t(1) << 32;
 constexpr uint32_t kTileUnits = kTileRows / 4;
 
 BCQ_HD uint64_t all_units(const Layout& l, int64_t tile_count) {
-  return uint64_t(tile_count) * uint64_t(l.chunks) * uint64_t(l.bits) * kTileUnits;
+  return uint64_t(tile_count) * uint64_t(l.chunks) * uint64_t(l.planes) * kTileUnits;
 }
 BCQ_HD uint32_t word_unit(const Layout& l, int tile, int chunk, int row) {
-  return (uint32_t(tile) * uint32_t(l.chunks) + uint32_t(chunk)) * uint32_t(l.bits) * kTileUnits + uint32_t(row) / 4;
+  return (uint32_t(tile) * uint32_t(l.chunks) + uint32_t(chunk)) * uint32_t(l.planes) * kTileUnits + uint32_t(row) / 4;
 }
 BCQ_HD uint32_t factor_unit(const Layout& l, int tile, int group, int row) {
   return (uint32_t(tile) * uint32_t(l.groups) + uint32_t(group)) * kTileUnits + uint32_t(row) / 4;

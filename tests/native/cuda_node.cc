@@ -108,7 +108,7 @@ int main() {
     for (const int64_t M : {1, 3}) {
       for (const bool half : {false, true}) {
         fake::Sizes s;
-        s.bits = bits, s.M = M, s.half = half, s.offset = bits % 2 == 0;
+        s.bits = bits, s.M = M, s.half = half, s.offset = bits % 2 == 0, s.further = bits % 3 == 2;
         compare(options, s, [](fake::Node&) {});
         compare(options, s, [](fake::Node& node) { node.fed = {true, false, true, true, true}; });
         s.gather = true;

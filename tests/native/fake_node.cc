@@ -38,14 +38,14 @@ void fill_first(OrtValue& value, const Sizes& s, std::mt19937& random) {
 
 // Random bits, padding zero.
 void fill_codes(OrtValue& value, const Sizes& s, std::mt19937& random) {
-  const int64_t tiles = (s.N + 15) / 16, chunks = (s.K + 31) / 32;
-  resize(value, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32, {tiles, chunks, s.bits, 16});
+  const int64_t tiles = (s.N + 15) / 16, chunks = (s.K + 31) / 32, planes = s.bits + s.further;
+  resize(value, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32, {tiles, chunks, planes, 16});
   uint32_t* word = reinterpret_cast<uint32_t*>(value.data);
   for (int64_t t = 0; t < tiles; ++t) {
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t left = s.K - 32 * c;
       const uint32_t used = left >= 32 ? ~uint32_t(0) : (uint32_t(1) << left) - 1;
-      for (int64_t i = 0; i < s.bits * 16; ++i) *word++ = 16 * t + i % 16 < s.N ? uint32_t(random()) & used : 0;
+      for (int64_t i = 0; i < planes * 16; ++i) *word++ = 16 * t + i % 16 < s.N ? uint32_t(random()) & used : 0;
     }
   }
 }
@@ -110,7 +110,7 @@ Node healthy(const Sizes& s, uint32_t seed) {
   fill_factor(*node.inputs[3], {tiles, groups, s.bits - 1, 16}, random);
   fill_factor(*node.inputs[4], s.offset ? std::vector<int64_t>{tiles, groups, 16} : std::vector<int64_t>{0}, random);
   node.fed = {true, false, false, false, false};
-  node.info.attributes = {{"format_version", number(1)}, {"layout", text("tile16")},
+  node.info.attributes = {{"format_version", number(s.further == 0 ? 1 : 2)}, {"layout", text("tile16")},
                           {"bits", number(s.bits)},      {"K", number(s.K)},
                           {"N", number(s.N)},            {"group_size", number(s.group_size)},
                           {"accuracy_level", number(0)}, {"code_hash", text(std::string(64, 'a'))}};

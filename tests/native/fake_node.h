@@ -14,6 +14,7 @@ namespace fake {
 
 struct Sizes {
   int64_t bits = 3;
+  int64_t further = 0;  // planes that codes hold and the node does not read
   int64_t K = 100;
   int64_t N = 50;
   int64_t group_size = 32;
