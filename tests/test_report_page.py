@@ -111,7 +111,11 @@ def test_the_error_of_an_export_weighs_matrices_by_their_weights(out: Path) -> N
 
 def test_several_exports_are_compared_with_what_was_measured(out: Path) -> None:
     first = read_contents(out)
-    measured: dict[str, Any] = {"operators": {"BcqMatMul": 900.0, "Add": 100.0}, "times": {"h.0.a": 450.0}, "threads": 2}
+    measured: dict[str, Any] = {
+        "operators": {"BcqMatMul": 900.0, "Add": 100.0},
+        "times": {"h.0.a": 450.0},
+        "threads": 2,
+    }
     second = replace(first, name="second", perplexity=12.5, **measured)
     words = set(parsed(to_html([first, second])).words)
     assert {"Comparison", "Where the time of a token goes", "90.0% (900 us)", "12.50", "1.00", "450"} <= words

@@ -20,7 +20,7 @@ def error_bars(contents: Contents) -> str:
     known = [(row.name, rms(row) or 0.0) for row in contents.rows if row.packed and rms(row) is not None]
     if not known:
         return ""
-    left, top, high, height = 52.0, 18.0, 190.0, 240.0
+    left, top, high, height = 52.0, 18.0, 190.0, 248.0
     most = max(error for _, error in known) or 1.0
     worst = max(known, key=lambda item: item[1])
     canvas = Canvas(WIDTH, height, f"{contents.name}: relative error of each matrix; largest {worst[0]}")

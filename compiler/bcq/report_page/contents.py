@@ -13,7 +13,7 @@ from bcq.errors import InputError
 from bcq.manifest import NAME as MANIFEST
 from bcq.report import REPORT_FILE, Row, Summary, read_report, summarize
 
-MODEL_FILES = "model.onnx*"
+MODEL_FILES = ("model.onnx*", "*.safetensors")  # of an export, of a quantized base
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_contents(folder: Path, name: str = "") -> Contents:
         name=name or folder.resolve().name,
         rows=rows,
         options=_section(folder / REPORT_FILE, "options"),
-        model_bytes=sum(path.stat().st_size for path in folder.glob(MODEL_FILES)),
+        model_bytes=sum(path.stat().st_size for pattern in MODEL_FILES for path in folder.glob(pattern)),
         versions={key: str(value) for key, value in _section(folder / MANIFEST, "versions").items()},
     )
 

@@ -128,8 +128,8 @@ def _rate(found: Standing, what: str) -> float:
     return found.decode.median if what == "decode" else found.prompt.median
 
 
-def to_markdown(result: EndToEnd) -> str:
-    """Title, how it was measured, the contenders, the goals, who was absent and why."""
+def to_markdown(result: EndToEnd, with_shares: bool = True) -> str:
+    """Title, how it was measured, the contenders, the goals, the profile, who was absent and why."""
     where = result.machine
     rounds = max((s.rounds for s in result.standings), default=0)
     parts = [
@@ -139,7 +139,7 @@ def to_markdown(result: EndToEnd) -> str:
         f"{where['library']}, onnxruntime {where['onnxruntime']}; {where['made']}.",
         to_table(result),
         to_goals(result),
-        shares_table(result.shares) if result.shares else "",
+        shares_table(result.shares) if result.shares and with_shares else "",
         "\n".join(f"- absent: {name}: {reason}" for name, reason in result.absent.items()),
     ]
     return "\n\n".join(part for part in parts if part)
