@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many prompts at once, each with a task of its own.
 
-Rows of one task run together, padded on the left; the tasks take turns, token by token, in one session. Each
-has a cache of its own, so nothing is moved when it is another's turn. Why not one run for all:
-``docs/decisions/0015-adapters.md``. Fused attention has its tokens from the left of one buffer, so there each
-row has a turn of its own.
+Rows of one task run together; the tasks take turns, token by token, in one session. Each has a cache of
+its own, so nothing is moved when it is another's turn. Why not one run for all:
+``docs/decisions/0015-adapters.md``.
+
+Plain attention gets all prompts in one run, padded on the left. Fused attention has the tokens of each row
+from the left of its part of one buffer: each prompt runs into its part alone, then the rows run together.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from bcq.errors import UsageError
 from bcq.generation.answer import Answer
-from bcq.generation.cache import Values
+from bcq.generation.cache import Cache, Values
 from bcq.generation.decoder import Decoder
 from bcq.tasks import Task
 
@@ -54,8 +56,6 @@ def generate_batch(
         raise UsageError("E202", f"adapters: got {len(chosen)} for {len(prompts)} prompts, expected as many.")
     rows = [_Row(*model.answer(prompt, max_new_tokens, **options)) for prompt in prompts]
     groups = _by_task(rows, chosen) if max_new_tokens != 0 else []
-    if model.decoder.shares_buffer:
-        groups = [(task, [row]) for task, group in groups for row in group]
     turns = [_steps(model.decoder, group, model.values(task)) for task, group in groups]
     while turns:
         turns = [turn for turn in turns if next(turn, None) is not None]
@@ -85,10 +85,9 @@ def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, li
 
 def _steps(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Iterator[bool]:
     """One token for each row of a task, each time that it is asked for; ends when all rows have ended."""
-    tokens, mask = _padded([row.prompt for row in rows])
-    cache = decoder.cache(mask.shape[1], len(rows))
+    begin = _begin_shared if decoder.shares_buffer else _begin_padded
+    logits, mask, cache = begin(decoder, rows, task)
     while True:
-        logits = decoder.run_rows(tokens, mask, cache, task)
         for row, scores in zip(rows, logits, strict=True):
             if not row.answer.reason:
                 row.text += row.answer.take(scores)
@@ -96,14 +95,30 @@ def _steps(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Iterator[boo
             return
         yield True
         tokens = np.array([[(row.answer.tokens or row.prompt)[-1]] for row in rows], np.int64)
-        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        going = [[int(row.answer.reason is None)] for row in rows]  # one that has ended stays at its place
+        mask = np.concatenate([mask, np.array(going, np.int64)], axis=1)
+        logits = decoder.run_rows(tokens, mask, cache, task)
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens and mask ``[rows, longest]``; padding stands on the left."""
-    longest = max(map(len, prompts))
-    tokens, mask = np.zeros((2, len(prompts), longest), np.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return tokens, mask
+Begun = tuple[Any, NDArray[np.int64], Cache]  # logits [rows, vocabulary], mask [rows, longest], cache
+
+
+def _begin_padded(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Begun:
+    """All prompts in one run."""
+    longest = max(len(row.prompt) for row in rows)
+    tokens, mask = np.zeros((2, len(rows), longest), np.int64)
+    for place, row in enumerate(rows):
+        tokens[place, longest - len(row.prompt) :] = row.prompt
+        mask[place, longest - len(row.prompt) :] = 1
+    cache = decoder.cache(longest, len(rows))
+    return decoder.run_rows(tokens, mask, cache, task), mask, cache
+
+
+def _begin_shared(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Begun:
+    """Each prompt into its own part of the buffer."""
+    lengths = [len(row.prompt) for row in rows]
+    cache = decoder.shared_cache(max(lengths) + max(row.answer.most for row in rows), len(rows))
+    logits = [decoder.run(row.prompt, cache.row(place), task).copy() for place, row in enumerate(rows)]
+    cache.length = max(lengths)
+    mask = (np.arange(cache.length) < np.array(lengths)[:, None]).astype(np.int64)
+    return logits, mask, cache

@@ -10,6 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from bcq.errors import UnsupportedError
+
 PAST, PRESENT = "past_key_values.", "present."
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Values = dict[str, Any]  # onnxruntime.OrtValue by the names of inputs
@@ -35,12 +37,18 @@ class Slot:
 
 
 def slots(session: Any) -> list[Slot]:
-    """The cache inputs of a session, in its order."""
-    return [
-        Slot(value.name, value.shape[1], value.shape[3], FLOATS[value.type])
-        for value in session.get_inputs()
-        if value.name.startswith(PAST)
-    ]
+    """The cache inputs of a session, in its order.
+
+    Raises:
+        UnsupportedError: E401 for a cache of another type than float32 or float16.
+    """
+    found = [value for value in session.get_inputs() if value.name.startswith(PAST)]
+    odd = next((value for value in found if value.type not in FLOATS), None)
+    if odd is not None:
+        raise UnsupportedError(
+            "E401", f"{odd.name}: got a cache of {odd.type}, expected one of {', '.join(FLOATS)}."
+        )
+    return [Slot(value.name, value.shape[1], value.shape[3], FLOATS[value.type]) for value in found]
 
 
 class Cache(Protocol):
@@ -87,25 +95,32 @@ class GrowingCache:
 
 
 class SharedCache:
-    """One buffer is past and present: a run writes its tokens into it. One row.
+    """One buffer is past and present: a run writes its tokens into it.
 
     Args:
         session: of a graph with fused attention, whose configuration allows it.
         room: tokens that there is room for at first; it doubles when it is not enough.
-        most: tokens that the model can have.
+        most: tokens that there can be.
+        rows: prompts side by side; each has its tokens from the left, so masks are padded on the right.
     """
 
-    def __init__(self, session: Any, room: int, most: int) -> None:
+    def __init__(self, session: Any, room: int, most: int, rows: int = 1) -> None:
         self.length = 0
         self._session = session
         self._slots = slots(session)
         self._most = most
+        self._rows = rows
         self._binding = session.io_binding()
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._one: NDArray[Any] | None = None
         outputs = {value.name: value for value in session.get_outputs()}
         self._logits = (outputs["logits"].shape[-1], FLOATS[outputs["logits"].type])
         self._make(min(max(room, 1), most))
+
+    def row(self, index: int) -> SharedCache:
+        """The cache of one row, in the same memory; it is of no use once this one has grown."""
+        one = SharedCache(self._session, 1, self._room)
+        one._bind(self._room, {name: array[index : index + 1] for name, array in self._arrays.items()})
+        return one
 
     def run(self, feeds: Values, new: int) -> NDArray[Any]:
         """See `Cache`."""
@@ -131,7 +146,7 @@ class SharedCache:
         """The array that gets the logits of a single token: bound until a longer run takes its place."""
         if self._one is None:
             width, dtype = self._logits
-            self._one = np.empty((1, 1, width), dtype)
+            self._one = np.empty((self._rows, 1, width), dtype)
             self._binding.bind_ortvalue_output("logits", value_of(self._one))
         return self._one
 
@@ -145,14 +160,17 @@ class SharedCache:
             self._make(min(max(length, 2 * self._room), self._most))
 
     def _make(self, room: int) -> None:
-        """Buffers of this room, with the tokens that there are; they are bound until the next time."""
-        self._room = room
+        """Buffers of this room, with the tokens that there are."""
+        arrays = {slot.name: slot.empty(self._rows, room) for slot in self._slots}
+        for name, array in arrays.items() if self.length else ():
+            array[:, :, : self.length] = self._arrays[name][:, :, : self.length]
+        self._bind(room, arrays)
+
+    def _bind(self, room: int, arrays: dict[str, NDArray[Any]]) -> None:
+        """Makes these the past and the present of every run, until the next time."""
+        self._room, self._arrays = room, arrays
         for slot in self._slots:
-            array = slot.empty(1, room)
-            if self.length:
-                array[:, :, : self.length] = self._arrays[slot.name][:, :, : self.length]
-            self._arrays[slot.name] = array
-            value = value_of(array)
+            value = value_of(arrays[slot.name])
             self._binding.bind_ortvalue_input(slot.name, value)
             self._binding.bind_ortvalue_output(slot.present, value)
 

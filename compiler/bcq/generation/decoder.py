@@ -37,9 +37,11 @@ class Decoder:
 
     def cache(self, room: int, rows: int = 1) -> Cache:
         """An empty cache, with room for so many tokens where that has to be known."""
-        if self.shares_buffer and rows == 1:
-            return SharedCache(self.session, room, self._context_length)
-        return GrowingCache(self.session, rows)
+        return self.shared_cache(room, rows) if self.shares_buffer else GrowingCache(self.session, rows)
+
+    def shared_cache(self, room: int, rows: int = 1) -> SharedCache:
+        """The same for a model whose past and present are one buffer."""
+        return SharedCache(self.session, room, max(room, self._context_length), rows)
 
     def run(self, tokens: Sequence[int], cache: Cache, task: Values) -> NDArray[Any]:
         """Runs new tokens of one row; the logits ``[vocabulary]`` are those after the last of them."""
@@ -55,7 +57,8 @@ class Decoder:
 
         Args:
             tokens: ``[rows, S]``, the new ones.
-            mask: ``[rows, cache.length + S]``; 0 marks padding on the left.
+            mask: ``[rows, cache.length + S]``; 0 marks padding, which is on the left unless the cache is a
+                `SharedCache`.
             cache: of the rows; it then has the new tokens too.
             task: values of a task, see `values`.
 
