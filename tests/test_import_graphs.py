@@ -20,6 +20,7 @@ from bcq.bcq import BcqWeight
 from bcq.errors import BcqError
 from bcq.exported import ExportedWeights
 from bcq.fused import NOTE
+from bcq.importers.fields import unpack_fields
 from bcq.importers.run import NBITS, import_model
 from bcq.integrity import check_integrity
 from bcq.manifest import check_manifest
@@ -263,6 +264,46 @@ def test_free_alphas_do_not_go_back_and_the_first_node_is_named(tmp_path: Path) 
         import_model(folder, tmp_path / "back", target=NBITS)
     assert caught.value.code == "E403"
     assert not (tmp_path / "back").exists()
+
+
+def grid_values(proto: onnx.ModelProto, node: onnx.NodeProto, bits: int) -> NDArray[np.float64]:
+    """What a MatMulNBits node's tensors stand for, ``[N, padded K]``."""
+    levels, scales, zeros = (numpy_helper.to_array(tensor_of(proto, name)) for name in node.input[1:4])
+    rows, blocks, held = levels.shape
+    values = unpack_fields(levels, bits, 8 * held // bits).astype(np.float64)
+    middle = unpack_fields(zeros.reshape(rows, -1), bits, blocks)
+    grid: NDArray[np.float64] = (values - middle[..., None]) * scales.reshape(rows, blocks, 1)
+    return grid.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_free_alphas_become_the_nearest_grid_when_asked_and_the_error_is_stated(
+    tmp_path: Path, bits: int
+) -> None:
+    folder = packed_graph(tmp_path, "multistart", bits=3)
+    result = import_model(folder, tmp_path / "twin", target=NBITS, inexact="round", bits=bits)
+    assert not result.exact
+    stated = {matrix.name: matrix.relative_error for matrix in result.matrices}
+    packed = ExportedWeights.open(folder).packed
+    proto = onnx.load(tmp_path / "twin/model.onnx")
+    nodes = [node for node in proto.graph.node if node.op_type == "MatMulNBits"]
+    assert len(nodes) == len(stated) == 2
+    for node in nodes:
+        name = node.input[1].removesuffix(".levels")
+        weight, twin = packing.unpack(packed[name]).dequantize(), grid_values(proto, node, bits)
+        found = np.square(twin[:, : weight.shape[1]] - weight).sum() / np.square(weight).sum()
+        assert stated[name] == pytest.approx(found, rel=1e-3)  # one in float32, one in float64
+        # Errors are even within half a step, a step about 2 / (2^bits - 1) of the largest weight, which is at
+        # most 3 times the root mean square here: 3 * 2 / sqrt(12) / (2^bits - 1).
+        assert np.sqrt(found) < 1.8 / (2**bits - 1)
+    assert check_manifest(tmp_path / "twin") == []
+
+
+def test_the_bits_of_a_twin_are_four_or_eight_and_only_of_a_rounded_one(tmp_path: Path) -> None:
+    folder = packed_graph(tmp_path, "multistart", bits=2)
+    for bits, inexact in ((3, "round"), (4, "refuse")):
+        with pytest.raises(BcqError, match="expected 4 or 8, with --inexact round"):
+            import_model(folder, tmp_path / "twin", target=NBITS, inexact=inexact, bits=bits)
 
 
 Change = Callable[[onnx.ModelProto], object]

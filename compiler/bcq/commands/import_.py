@@ -17,7 +17,8 @@ EXAMPLES = """\
   bcq import models/llama-gptq -o base                  # GPTQ, AWQ, LUT-GEMM or AnyBCQ -> a quantized base
   bcq import models/llama-awq -o base --inexact round   # float16 offsets, the error is measured
   bcq import model-int4.onnx -o out                     # MatMulNBits nodes -> BcqMatMul
-  bcq import out -o int4 --to matmulnbits               # and back, where the factors are an integer grid"""
+  bcq import out -o int4 --to matmulnbits               # and back, where the factors are an integer grid
+  bcq import out -o web --to matmulnbits --inexact round  # a twin for WebGPU: nearest grid, with its error"""
 
 _FORMATS = (
     "auto",
@@ -36,14 +37,17 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     verb.add_argument("--format", choices=_FORMATS, default="auto", help="of the source (default: look)")
     verb.add_argument(
-        "--bits", type=int, metavar="Q", help="which precision of an AnyBCQ one (default: highest)"
+        "--bits",
+        type=int,
+        metavar="Q",
+        help="which precision of an AnyBCQ one (default: highest); of a rounded twin, 4 (default) or 8",
     )
     verb.add_argument(
         "--inexact",
         choices=("refuse", "plane", "round"),
         default="refuse",
-        help="where float16 factors cannot hold the values: refuse (default), store what is left as one "
-        "plane more (exact), or round and say by how much",
+        help="where float16 factors cannot hold the values, or MatMulNBits the factors: refuse (default), "
+        "store what is left as one plane more (exact), or round and say by how much",
     )
     verb.add_argument(
         "--to",

@@ -70,7 +70,7 @@ def pack_graph(
 
 
 def unpack_graph(
-    source: Path, output: Path, progress: Progress, command: Sequence[str]
+    source: Path, output: Path, progress: Progress, command: Sequence[str], nearest_bits: int | None = None
 ) -> list[ImportedMatrix]:
     """Turns every BcqMatMul node into a MatMulNBits on the same numbers, and look-ups into dense ones.
 
@@ -79,6 +79,7 @@ def unpack_graph(
         output: folder to make.
         progress: told once a matrix.
         command: what to record in the manifest.
+        nearest_bits: 4 or 8 to take the nearest integer grid of so many bits where factors are none.
 
     Raises:
         InputError: E101 to E109 for a file that is damaged or unsafe.
@@ -95,14 +96,14 @@ def unpack_graph(
     stamps = check_file(source)
     with AtomicFolder(output) as folder:
         model = onnx_file.load(source)
-        records = rewrite(model, progress)
+        records, results = rewrite(model, progress, nearest_bits)
         write_model(model, folder / _MODEL)
         text = report.report_json(records, {"made_of": "bcq"})
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         _copy_companions(source.parent, folder)
         write_manifest(folder, command, 0)
         check_unchanged(stamps)
-    return [ImportedMatrix(record.name, record.bits) for record in records if record.bits is not None]
+    return results
 
 
 def _copy_companions(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bcq import report
 from bcq.errors import InputError, UsageError
-from bcq.importers.factors import REFUSE
+from bcq.importers.factors import REFUSE, ROUND
 from bcq.importers.folder import AUTO, FORMATS
 from bcq.importers.result import ImportedMatrix
 from bcq.progress import SILENT, Progress
@@ -77,9 +77,10 @@ def import_model(
             an ``.onnx`` file whose MatMulNBits nodes become BcqMatMul.
         output: folder to make; one that this program wrote before is replaced at the very end.
         kind: one of `SOURCES`.
-        bits: the precision, for AnyBCQ; the highest one when None.
-        inexact: what to do where float16 factors cannot hold the values: ``"refuse"``, ``"plane"`` (one plane
-            more) or ``"round"``.
+        bits: the precision, for AnyBCQ; the highest one when None. For `target` ``"matmulnbits"``: 4 or 8,
+            of the nearest grid, 4 when None.
+        inexact: what to do where float16 factors cannot hold the values, or MatMulNBits the factors:
+            ``"refuse"``, ``"plane"`` (one plane more) or ``"round"``.
         target: ``"matmulnbits"`` to turn the BcqMatMul nodes of an export into MatMulNBits instead.
         progress: told once a matrix.
         command: what to record in the manifest.
@@ -147,12 +148,17 @@ def _from_graph(order: _Order) -> tuple[str, list[ImportedMatrix]]:
 
 
 def _to_nbits(order: _Order) -> tuple[str, list[ImportedMatrix]]:
+    from bcq.importers import nearest
     from bcq.importers.graph import unpack_graph
 
     if order.source.is_dir():
         order = replace(order, source=order.source / MODEL_FILE)
-    _check_graph(order)
-    return BCQ, unpack_graph(order.source, order.output, order.progress, order.command)
+    bits = 4 if order.bits is None else order.bits
+    if bits not in nearest.BITS or (order.bits is not None and order.inexact != ROUND):
+        raise UsageError("E202", f"--bits {bits}: expected 4 or 8, with --inexact round.")
+    _check_graph(replace(order, bits=None))
+    rounded = bits if order.inexact == ROUND else None
+    return BCQ, unpack_graph(order.source, order.output, order.progress, order.command, rounded)
 
 
 def _check_graph(order: _Order) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BcqMatMul(A, W) becomes MatMulNBits(A, W) where W is an integer grid; BcqGather becomes a dense Gather."""
+"""BcqMatMul becomes MatMulNBits, exactly or by the nearest grid; BcqGather becomes a dense Gather."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,13 @@ from onnx_ir.passes import common
 
 from bcq import contract, packing
 from bcq.base import BaseMatrix
-from bcq.bcq import check_group_size
+from bcq.bcq import BcqWeight, check_group_size
 from bcq.errors import UnsupportedError
 from bcq.fused import NOTE
 from bcq.importers.as_grid import Blocks, blocks_of, levels_of
 from bcq.importers.nbits import DOMAIN, OP, malformed, refuse
+from bcq.importers.nearest import Nearest, nearest, nearest_levels
+from bcq.importers.result import ImportedMatrix
 from bcq.packing import PackedWeight
 from bcq.passes import MatrixRecord, naming
 from bcq.passes.rewrite import Replacement
@@ -27,11 +30,18 @@ _PARTS = ("codes", "alpha_1", "alpha_rest", "offset")
 _TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
-def rewrite(model: ir.Model, progress: Progress) -> list[MatrixRecord]:
+def rewrite(
+    model: ir.Model, progress: Progress, nearest_bits: int | None = None
+) -> tuple[list[MatrixRecord], list[ImportedMatrix]]:
     """Rewrites a packed model in place.
 
+    Args:
+        model: the model.
+        progress: told once a matrix.
+        nearest_bits: 4 or 8 to take the nearest grid where factors are none; None refuses such factors.
+
     Returns:
-        What became of the matrix of each node.
+        What became of the matrix of each node, and how well those of products were taken over.
 
     Raises:
         InputError: E109 for a node whose tensors do not fit its attributes.
@@ -44,48 +54,58 @@ def rewrite(model: ir.Model, progress: Progress) -> list[MatrixRecord]:
         )
     if any(_activation(node) is None for node in nodes):
         common.ShapeInferencePass()(model)
-    taken, records = naming.value_names(model), []
+    taken, records, results = naming.value_names(model), [], []
     progress.start("import", len(nodes))
     for node in nodes:
-        record = _rewrite_node(model, node, taken)
+        record, result = _rewrite_node(model, node, taken, nearest_bits)
         records.append(record)
+        results += [] if result is None else [result]
         progress.step(record.name, f"{record.bits} bits" if record.bits else record.reason)
     progress.done()
     _forget(model)
-    return records
+    return records, results
 
 
-def _rewrite_node(model: ir.Model, node: ir.Node, taken: set[str]) -> MatrixRecord:
+def _rewrite_node(
+    model: ir.Model, node: ir.Node, taken: set[str], nearest_bits: int | None
+) -> tuple[MatrixRecord, ImportedMatrix | None]:
     if node.graph is not model.graph:
         raise refuse(node, "it lies in a subgraph (a branch or loop body)")
     name = str(node.inputs[1].name if node.inputs[1] else "").removesuffix(".codes")
     packed, constants = _packed(node), list(node.inputs[1:])
     new = Replacement(model, node, taken)
     if node.op_type == contract.GATHER.name:
-        record = _gather(new, model.graph, node, packed, name, taken)
+        record, result = _gather(new, model.graph, node, packed, name, taken), None
     else:
-        record = _matmul(new, model.graph, node, packed, name, taken)
+        record, result = _matmul(new, model.graph, node, packed, name, taken, nearest_bits)
     new.finish()
     for value in constants:
         if value is not None and not value.uses():
             model.graph.initializers.pop(str(value.name), None)
-    return record
+    return record, result
 
 
 def _matmul(
-    new: Replacement, graph: ir.Graph, node: ir.Node, packed: PackedWeight, name: str, taken: set[str]
-) -> MatrixRecord:
+    new: Replacement,
+    graph: ir.Graph,
+    node: ir.Node,
+    packed: PackedWeight,
+    name: str,
+    taken: set[str],
+    nearest_bits: int | None,
+) -> tuple[MatrixRecord, ImportedMatrix]:
     dtype = _activation(node)
     if dtype not in _TYPES:
         raise refuse(node, f"the type of its activations is {dtype}, expected float or float16")
     numbers = _TYPES[dtype]
-    weight = packing.unpack(packed)
-    blocks = blocks_of(weight, f"{node.op_type} '{node.name or node.outputs[0].name}'", numbers)
+    weight, who = packing.unpack(packed), f"{node.op_type} '{node.name or node.outputs[0].name}'"
+    found = _grid(weight, who, numbers, nearest_bits)
+    blocks = found.blocks if isinstance(found, Nearest) else found
     rows, count = blocks.scales.shape
     shape = (rows, count, blocks.block_size * blocks.bits // 8)
     inputs = [
         node.inputs[0],
-        _initializer(graph, _levels(packed, blocks, shape), f"{name}.levels", taken),
+        _initializer(graph, _levels(packed, found, shape), f"{name}.levels", taken),
         _initializer(graph, ir.Tensor(blocks.scales.astype(numbers)), f"{name}.scales", taken),
     ]
     if blocks.zeros is not None:
@@ -99,7 +119,23 @@ def _matmul(
     made.metadata_props.pop(NOTE, None)
     stored = int(np.prod(shape)) + rows * count * np.dtype(numbers).itemsize
     stored += 0 if blocks.zeros is None else blocks.zeros.nbytes
-    return _record(name, OP, packed, blocks.bits, blocks.block_size, stored, "")
+    record = _record(name, OP, packed, blocks.bits, blocks.block_size, stored, "")
+    if not isinstance(found, Nearest):
+        return record, ImportedMatrix(name, blocks.bits)
+    result = ImportedMatrix(name, blocks.bits, False, found.worst, found.relative_error)
+    return replace(record, relative_error=found.relative_error), result
+
+
+def _grid(
+    weight: BcqWeight, who: str, dtype: type[np.floating[Any]], nearest_bits: int | None
+) -> Blocks | Nearest:
+    """The grid that a weight is; else the nearest one, if that is allowed."""
+    try:
+        return blocks_of(weight, who, dtype)
+    except UnsupportedError:
+        if nearest_bits is None:
+            raise
+    return nearest(weight, nearest_bits, who, dtype)
 
 
 def _gather(
@@ -117,11 +153,13 @@ def _gather(
     return _record(name, "gather", packed, None, 0, 0, reason)
 
 
-def _levels(packed: PackedWeight, blocks: Blocks, shape: tuple[int, ...]) -> ir.LazyTensor:
+def _levels(packed: PackedWeight, found: Blocks | Nearest, shape: tuple[int, ...]) -> ir.LazyTensor:
     """B, made when it is written, so that one is in memory at a time."""
 
     def make() -> ir.TensorProtocol:
-        return ir.Tensor(levels_of(packing.unpack(packed), blocks))
+        weight = packing.unpack(packed)
+        levels = nearest_levels(weight, found) if isinstance(found, Nearest) else levels_of(weight, found)
+        return ir.Tensor(levels)
 
     return ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=ir.Shape(shape))
 
