@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +16,10 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LICENSE_LINE = "Apache License"
+MB = 1_000_000
+# What manylinux_2_34 lets a wheel ask for; the C library of the machine that builds sets the lowest tag.
+MANYLINUX = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (12, 0)}
+SYSTEM = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1"}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,35 @@ def test_the_wheel_holds_library_contract_and_licence_and_no_other_package(wheel
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"bcq"}
     assert not [name for name in names if name.endswith((".cc", ".h", ".o", ".pyc"))]
+
+
+@pytest.fixture(scope="module")
+def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract("bcq/libbcq_ops.so", tmp_path_factory.mktemp("library")))
+
+
+def said(*command: str | Path) -> str:
+    """What a program of binutils prints; skips without."""
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed (Debian: binutils)")
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_library_is_small_and_needs_only_what_every_linux_has(library: Path) -> None:
+    assert library.stat().st_size < MB
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", said("readelf", "-d", library)))
+    assert {name for name in needed if not name.startswith("ld-linux")} <= SYSTEM
+
+
+def test_the_library_asks_for_no_symbol_newer_than_its_manylinux_tag(library: Path) -> None:
+    newest = tuple(int(part) for part in platform.libc_ver()[1].split(".")[:2])
+    if newest > (2, 36):
+        pytest.skip(f"built with glibc {newest}: symbols of its own time are asked for")
+    asked = re.findall(r"@([A-Z]+)_([\d.]+)", said("nm", "-D", "--undefined-only", library))
+    assert {name for name, _ in asked} <= set(MANYLINUX)
+    for name, version in asked:
+        assert tuple(int(part) for part in version.split(".")) <= MANYLINUX[name], (name, version)
 
 
 def test_the_unpacked_wheel_finds_its_own_library(wheel: Path, tmp_path: Path) -> None:
