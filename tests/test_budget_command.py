@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+import bcq
 from bcq.base import QuantizedBase
 from bcq.budget import measure, probe
+from bcq.budget.asked import options_of
 from bcq.budget.sensitivity import Table
 from bcq.cli import main
 from bcq.commands.options import recorded
+from bcq.errors import UsageError
 from bcq.plan import QuantizeOptions
 from bcq.report import read_report, summarize
 from bcq.write import write_model
@@ -55,6 +58,27 @@ def test_the_dry_run_of_a_budget_is_what_the_run_then_does(
     assert section["overrides"] == planned["budget"]["overrides"]
     again = QuantizeOptions(method="greedy", overrides=section["overrides"])  # the plan is all in the base
     assert len(again.overrides) == len(wanted) - 1  # a tied head has none
+    asked = {"target_bpw": 2.5, "method": "greedy", "overrides": ["wpe=4:g32"]}  # as Python says it
+    assert [str(override) for override in options_of(DEMO, asked)[0].overrides] == section["overrides"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"target_bpw": 2.5, "bits": 3}, "bits does not go with target_bpw"),
+        ({"target_bpw": 2.5, "also_bits": [2]}, "also_bits does not go with target_bpw"),
+        ({"target_bpw": 2.5, "target_size": "5MB"}, "target_bpw does not go with target_size"),
+        ({"sensitivity": "s.json"}, "sensitivity needs a target"),
+        ({"target_size": "no"}, "expected a number above 0"),
+    ],
+)
+def test_python_refuses_what_the_command_line_refuses(
+    asked: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    for attempt in (bcq.quantize, bcq.export):
+        with pytest.raises(UsageError, match=told):
+            attempt(DEMO, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_table_for_people_has_a_line_for_the_budget(capsys: pytest.CaptureFixture[str]) -> None:

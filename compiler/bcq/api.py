@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq.budget.asked import options_of
 from bcq.calibration import CalibrationOptions
-from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def quantize(
         calibrate: text on which matrices are solved, as :class:`bcq.calibration.CalibrationOptions` takes it.
         workers: processes that solve them.
         progress: told about each matrix.
-        **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``.
+        **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``; or a
+            target for which they are chosen, as on the command line: ``target_bpw=2.5``,
+            ``target_size="40MB"`` or ``target_latency="5ms", cost_table=FILE``, with ``sensitivity_text`` and
+            ``sensitivity``.
 
     Returns:
         The quantized base, ready for `export`.
@@ -53,7 +56,7 @@ def quantize(
     return quantize_folder(
         Path(model),
         folder,
-        QuantizeOptions(**options),
+        options_of(model, options, calibrate, progress)[0],
         progress=progress,
         resume=resume,
         calibration=_calibration(calibrate, workers),
@@ -93,7 +96,7 @@ def export(
         calibrate: text on which the matrices of a model folder are solved.
         workers: processes that solve them.
         progress: told about each stage.
-        **options: fields of `bcq.plan.QuantizeOptions`; not allowed for a base, which is quantized already.
+        **options: as for `quantize`; not allowed for a base, which is quantized already.
 
     Returns:
         Where the files are and what was packed.
@@ -103,7 +106,8 @@ def export(
     """
     from bcq.export import export as export_source
 
-    chosen = QuantizeOptions(**options) if options else None
+    path = source if isinstance(source, str | Path) else source.folder
+    chosen = options_of(path, options, calibrate, progress)[0] if options else None
     return export_source(
         source,
         Path(output),

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcq.budget.asked import FILES, NAMES
 from bcq.plan import METHODS
 
 if TYPE_CHECKING:
-    from bcq.budget.choose import Budget
     from bcq.plan import QuantizeOptions
     from bcq.progress import Progress
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 _TALK = ("--json", "--quiet", "--debug", "--resume")
 _FIELDS = ("bits", "group_size", "offset", "method", "embeddings", "overrides", "seed", "also_bits")
-_DECIDED = ("bits", "group_size", "offset", "also_bits")  # by a budget, where there is one
-_TARGETS = ("bpw", "size", "latency")
-_BUDGET_FILES = ("cost_table", "sensitivity_text", "sensitivity")
-_FILE_FLAGS = tuple(f"--{name.replace('_', '-')}" for name in _BUDGET_FILES)
+_FILE_FLAGS = tuple(f"--{name.replace('_', '-')}" for name in FILES)
 
 
 def add_verb(subparsers: Subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -112,8 +109,7 @@ def _add_budget_options(verb: argparse.ArgumentParser) -> None:
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user has written of the options of quantization, by name."""
-    names = (*_FIELDS, *(f"target_{kind}" for kind in _TARGETS), *_BUDGET_FILES)
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {name: getattr(arguments, name) for name in (*_FIELDS, *NAMES) if hasattr(arguments, name)}
 
 
 def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
@@ -126,41 +122,17 @@ def quantize_options(arguments: argparse.Namespace) -> QuantizeOptions:
             target cannot be reached.
         BcqError: for a budget, what reading the model raises.
     """
-    from bcq.plan import QuantizeOptions
+    from bcq.budget.asked import options_of
 
-    written = given(arguments)
-    options = QuantizeOptions(**{name: written[name] for name in _FIELDS if name in written})
-    arguments.budget = _budget(arguments, written, options)
-    return arguments.budget.options if arguments.budget else options
-
-
-def _budget(
-    arguments: argparse.Namespace, written: dict[str, Any], options: QuantizeOptions
-) -> Budget | None:
-    from bcq.errors import UsageError
-
-    kind = next((kind for kind in _TARGETS if f"target_{kind}" in written), None)
-    if kind is None:
-        lonely = next((name for name in _BUDGET_FILES if name in written), None)
-        if lonely:
-            flag = f"--{lonely.replace('_', '-')}"
-            raise UsageError("E203", f"{flag} needs a target.", "Add --target-bpw, -size or -latency.")
-        return None
-    clash = next((name for name in _DECIDED if name in written), None)
-    if clash:
-        raise UsageError(
-            "E203",
-            f"--{clash.replace('_', '-')} does not go with --target-{kind}, which chooses it.",
-            "Leave it out; --set decides single matrices.",
-        )
-    from bcq.budget.request import Request, fulfil
-    from bcq.budget.target import parse_target
-
-    text = written.get("sensitivity_text", getattr(arguments, "calibrate", None))
-    target = parse_target(kind, written[f"target_{kind}"])
-    request = Request(target, written.get("cost_table"), text, written.get("sensitivity"))
     source = arguments.model if hasattr(arguments, "model") else arguments.source
-    return fulfil(source, options, request, progress(arguments), lambda line: warn(arguments, line))
+    options, arguments.budget = options_of(
+        source,
+        given(arguments),
+        getattr(arguments, "calibrate", None),
+        progress(arguments),
+        lambda line: warn(arguments, line),
+    )
+    return options
 
 
 def warn(arguments: argparse.Namespace, line: str) -> None:

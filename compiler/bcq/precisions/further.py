@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bcq import contract
-from bcq.bcq import ceil_div
 from bcq.errors import UsageError
 
 # Of the bytes of the highest precision, that the factors of all further ones may take. The file is to grow by
@@ -84,7 +83,7 @@ def sizes(
         return ()
 
     def cost(planes: int, size: int) -> float:
-        return (planes + offset) * _FACTOR_BITS * ceil_div(inputs, size) / inputs
+        return (planes + offset) * _FACTOR_BITS * -(-inputs // size) / inputs
 
     left = MOST_MORE * (bits + cost(bits, group_size)) - sum(cost(below, inputs) for below in wanted[1:])
     size = group_size
