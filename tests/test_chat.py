@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat: templates as transformers renders them, turns that compute only what is new, and the command."""
+"""Chat: templates as transformers renders them, turns that compute only what is new; both commands."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import bcq
+from bcq.cli import main
 from bcq.errors import InputError, UsageError
 from bcq.generation.conversation import Conversation
 from bcq.generation.model import Model, load
@@ -181,3 +183,38 @@ def test_chat_imports_neither_torch_nor_transformers_nor_onnx(folder: Path) -> N
         [sys.executable, "-c", program], input="a\n", capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_run_continues_each_line_of_a_file_and_of_standard_input(
+    folder: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    lines = ["The people", "We must have a new way", "In"]
+    (tmp_path / "lines.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    words = ["run", str(folder), "-n", "5"]
+    assert main([*words, "--prompts", str(tmp_path / "lines.txt"), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    expected = [{"prompt": line, "continuation": model.generate(line, 5)} for line in lines]
+    assert answers == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines[0]))
+    assert main([*words, "--prompt", "-"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == (lines[0] + model.generate(lines[0], 5)).rstrip("\n")
+
+
+def test_run_tells_counts_and_why_an_answer_ended(
+    folder: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = model.generate("The people", 8)
+    assert main(["run", str(folder), "-p", "The people", "-n", "8", "--stop", whole[3:5], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["reason"], told["prompt_tokens"]) == ("stop", len(model.encode("The people")))
+    assert told["continuation"] == whole[: whole.index(whole[3:5])]
+    assert told["new_tokens"] <= 8
+
+
+def test_run_refuses_a_file_without_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    assert main(["run", str(folder), "--prompts", str(tmp_path / "empty")]) == 2
+    assert "the file has no line" in capsys.readouterr().err
+    assert main(["run", str(folder), "--prompts", str(tmp_path / "absent")]) == 3

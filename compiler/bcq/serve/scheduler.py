@@ -91,6 +91,7 @@ class Scheduler:
         with self._changed:
             if self._closed or self._deadline is not None:
                 raise Stopping
+            self._forget_cancelled()
             places = self._limits.active + self._limits.waiting - len(self._active) - len(self._waiting)
             if len(jobs) > places:
                 raise Full
@@ -100,6 +101,7 @@ class Scheduler:
     def count(self) -> tuple[int, int]:
         """How many answers are active, and how many wait."""
         with self._changed:
+            self._forget_cancelled()
             return len(self._active), len(self._waiting)
 
     def stop(self, seconds: float) -> None:
@@ -132,6 +134,10 @@ class Scheduler:
             while self._waiting and len(self._active) < self._limits.active:
                 self._active.append(self._waiting.popleft())
             return bool(self._active) or not self._closed
+
+    def _forget_cancelled(self) -> None:
+        """Gives the places free of those that nobody waits for any more."""
+        self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def _end_all(self) -> None:
         with self._changed:
