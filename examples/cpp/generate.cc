@@ -58,9 +58,9 @@ static std::vector<int64_t> generate(Ort::Session& session, std::vector<int64_t>
     }
     std::vector<Ort::Value> results = session.Run(run, pointers(inputs).data(), values.data(), values.size(),
                                                   pointers(outputs).data(), outputs.size());
-    const int64_t vocabulary = results[0].GetTensorTypeAndShapeInfo().GetShape().back();
-    const float* last = results[0].GetTensorData<float>() + int64_t(fresh.size() - 1) * vocabulary;
-    fresh.assign(1, std::max_element(last, last + vocabulary) - last);
+    const std::vector<int64_t> shape = results[0].GetTensorTypeAndShapeInfo().GetShape();  // [1, tokens, vocabulary]
+    const float* last = results[0].GetTensorData<float>() + (shape[1] - 1) * shape[2];
+    fresh.assign(1, std::max_element(last, last + shape[2]) - last);
     made.push_back(fresh[0]);
     ids.push_back(fresh[0]);
     past.assign(std::make_move_iterator(results.begin() + 1), std::make_move_iterator(results.end()));
@@ -81,6 +81,7 @@ int main(int count, char** words) try {
 
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR);
   Ort::SessionOptions options;
+  options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
   Ort::ThrowOnError(RegisterCustomOps(options, OrtGetApiBase()));
   Ort::Session session(env, (arguments[0] + "/model.onnx").c_str(), options);
   Ort::RunOptions run;

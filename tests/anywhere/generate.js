@@ -42,8 +42,8 @@ async function main(folder, count, ...prompt) {
     if (inputs.has('position_ids')) feeds.position_ids = integers(fresh.map((_, i) => ids.length - fresh.length + i));
     const results = await session.run(feeds);
     first = first || performance.now() - loaded;
-    const vocabulary = results.logits.dims[2];
-    const last = results.logits.data.subarray((fresh.length - 1) * vocabulary);
+    const [, rows, vocabulary] = results.logits.dims;
+    const last = results.logits.data.subarray((rows - 1) * vocabulary);
     fresh = [last.indexOf(last.reduce((a, b) => Math.max(a, b)))];
     ids.push(fresh[0]);
     for (const name of Object.keys(past)) past[name] = results[name.replace('past_key_values', 'present')];
