@@ -12,7 +12,7 @@ from tiny_models import VOCABULARY, save_model
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "hidden_size": 64,
-    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 128, "initializer_range": 0.2,
 }  # fmt: skip
 _WINDOW = 12  # shorter than any test's text, so that a window that is off by one shows
@@ -80,5 +80,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def save(family: str, folder: Path) -> Path:
     """Saves the model of a family as a Hugging Face folder."""
     config_class, model_class, sizes = FAMILIES[family]
-    config = getattr(transformers, config_class)(**{**_COMMON, **sizes})
+    config = getattr(transformers, config_class)(**{**_COMMON, **_groups(family), **sizes})
     return save_model(getattr(transformers, model_class), config, folder)
+
+
+def _groups(family: str) -> dict[str, int]:
+    """Key-value heads, for the families that know them."""
+    return {} if family.startswith(("gpt2", "opt", "phi-")) else {"num_key_value_heads": 2}
