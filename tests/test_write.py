@@ -15,7 +15,7 @@ import pytest
 
 from bcq.errors import ResourceError
 from bcq.frontends import onnx_file
-from bcq.write import ALIGNMENT, MIN_EXTERNAL_BYTES, write_model
+from bcq.write import ALIGNMENT, FURTHER_ALIGNMENT, MIN_EXTERNAL_BYTES, write_model, write_models
 from graphs import bcq_nodes, model_of, normal, pack_with, run_without_library
 
 LINEAR = "main (float[m, 64] x) => (float[m, 64] y) { h = MatMul (x, w) y = Add (h, b) }"
@@ -43,6 +43,24 @@ def test_a_written_model_computes_the_same(tmp_path: Path) -> None:
         run_without_library(tmp_path / "model.onnx", feeds),
     )
     np.testing.assert_array_equal(before, after)
+
+
+def test_models_of_one_folder_share_a_data_file_that_has_equal_tensors_once(tmp_path: Path) -> None:
+    two = "main (float[m, 64] x) => (float[m, 60] y) { h = MatMul (x, w) y = MatMul (h, v) }"
+    first = model_of(two, w=normal(64, 64), v=normal(64, 60, seed=2))
+    second = model_of(two, w=normal(64, 64), v=normal(64, 60, seed=3))
+    write_models({tmp_path / "a.onnx": first, tmp_path / "b.onnx": second})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data", "b.onnx"]
+    a, b = external(tmp_path / "a.onnx"), external(tmp_path / "b.onnx")
+    assert a["w"] == b["w"]
+    assert a["v"] != b["v"]
+    assert all(int(place["offset"]) % ALIGNMENT == 0 for place in a.values())
+    assert int(b["v"]["offset"]) % FURTHER_ALIGNMENT == 0
+    assert (tmp_path / "a.onnx.data").stat().st_size < 4 * (64 * 64 + 2 * 64 * 60) + 2 * ALIGNMENT
+    feeds = {"x": normal(3, 64, seed=4)}
+    for model, name in ((first, "a.onnx"), (second, "b.onnx")):
+        (before,), (after,) = run_without_library(model, feeds), run_without_library(tmp_path / name, feeds)
+        np.testing.assert_array_equal(before, after)
 
 
 def test_large_tensors_lie_outside_at_aligned_offsets_and_small_ones_inside(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bcq.bcq import BcqWeight
     from bcq.errors import BcqError, InputError, ParityFailure, ResourceError, UnsupportedError, UsageError
     from bcq.generation.model import Model, load
+    from bcq.importers.run import import_model
     from bcq.packing import PackedWeight, pack, unpack
     from bcq.parity import ParityResult, verify
     from bcq.plan import QuantizeOptions
@@ -43,6 +44,7 @@ _HOME = {
     "UsageError": "bcq.errors",
     "export": "bcq.api",
     "feeds": "bcq.tasks",
+    "import_model": "bcq.importers.run",
     "load": "bcq.generation.model",
     "pack": "bcq.packing",
     "quantize": "bcq.api",
@@ -69,6 +71,7 @@ __all__ = [
     "__version__",
     "export",
     "feeds",
+    "import_model",
     "load",
     "pack",
     "quantize",

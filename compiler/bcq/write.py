@@ -18,6 +18,7 @@ from bcq.atomic import sync
 from bcq.errors import ResourceError, is_out_of_memory, out_of_memory
 
 ALIGNMENT = 4096  # a page: mapped without a copy by any runtime (ops/README.md asks for it)
+FURTHER_ALIGNMENT = 64  # the least that it allows: for small factors that only further models read
 MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay inside the model file
 _BLOCK_BYTES = 1 << 20
 
@@ -102,7 +103,8 @@ def _write_tensors(models: list[ir.Model], file: BufferedWriter) -> tuple[dict[i
     sink = _HashingFile(file)
     places: dict[int, _Place] = {}
     known: dict[str, _Place] = {}  # by content, where several models may hold the same
-    for value in (value for model in models for value in _initializers(model)):
+    pairs = [(model, value) for model in models for value in _initializers(model)]
+    for model, value in pairs:
         tensor = value.const_value
         if tensor is None or id(tensor) in places or not _goes_outside(tensor):
             continue
@@ -110,7 +112,7 @@ def _write_tensors(models: list[ir.Model], file: BufferedWriter) -> tuple[dict[i
         if content in known:
             places[id(tensor)] = known[content]
             continue
-        sink.pad_to(ALIGNMENT)
+        sink.pad_to(ALIGNMENT if model is models[0] else FURTHER_ALIGNMENT)
         start = sink.position
         _write_tensor(tensor, sink)
         places[id(tensor)] = _Place(start, sink.position - start)
