@@ -233,9 +233,9 @@ def main() -> int:
         for name, folder in folders.items()
         for weights in ("auto", "mapped")
     ]
-    text = page(
-        libraries_text(programs, arguments.work), rows, limit_text(programs, rows, folders, arguments)
-    )
+    models = "\n".join(f"- {name}: {MODELS[name]}; {attention(folder)}" for name, folder in folders.items())
+    limit = limit_text(programs, rows, folders, arguments)
+    text = page(libraries_text(programs, arguments.work), models, rows, limit)
     print(text)
     if arguments.write is not None:
         arguments.write.write_text(text, encoding="utf-8")
@@ -260,9 +260,14 @@ def limit_text(
     )
 
 
-def page(libraries: str, rows: list[Footprint], limit: str) -> str:
+def attention(folder: Path) -> str:
+    """How the export computes attention."""
+    fused = b"GroupQueryAttention" in (folder / "model.onnx").read_bytes()
+    return "attention in one operator a layer" if fused else "attention in separate operators"
+
+
+def page(libraries: str, models: str, rows: list[Footprint], limit: str) -> str:
     """docs/benchmarks/footprint.md."""
-    models = "\n".join(f"- {name}: {what}" for name, what in MODELS.items())
     header = (
         "| model | weights | file MB | loaded MB | first token MB | "
         f"{TOKENS} tokens MB | of file | load s | first token s | cold s |"

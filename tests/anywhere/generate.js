@@ -22,7 +22,7 @@ async function open(folder) {
   const name = 'model.onnx.data';
   const data = fs.readFileSync(path.join(folder, name));
   return ort.InferenceSession.create(fs.readFileSync(path.join(folder, 'model.onnx')),
-                                     {executionProviders: ['wasm'], externalData: [{path: name, data}]});
+                                     {executionProviders: ['wasm'], logSeverityLevel: 3, externalData: [{path: name, data}]});
 }
 
 async function main(folder, count, ...prompt) {
