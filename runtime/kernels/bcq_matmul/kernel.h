@@ -4,6 +4,7 @@
 // Rules for every kernel: results are bitwise equal for any split into row ranges and tile ranges, and a row of A gives
 // the same bits alone as in a batch; NaN and Inf in A reach the outputs of their row and no others; nothing is read
 // past the end of a tensor; no allocation. Shapes are validated before: kernels trust them.
+// Codes may hold more planes than a problem reads: chunks lie p.planes lines apart, of which the first p.bits count.
 // Functions in ISA files have internal linkage, and ISA files include no header with inline functions of external
 // linkage: the linker would be free to keep the copy that was compiled for the wrong CPU.
 #pragma once
