@@ -40,13 +40,9 @@ class Counting:
     def get_modelmeta(self) -> Any:
         return self.session.get_modelmeta()
 
-    def run(self, names: None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, names: list[str] | None, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self.feeds.append(feeds)
         return list(self.session.run(names, feeds))
-
-    def run_with_ort_values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
-        self.feeds.append({name: value.numpy() for name, value in feeds.items()})
-        return list(self.session.run_with_ort_values(names, feeds))
 
 
 def counting_graph(positions: bool = True) -> onnx.ModelProto:

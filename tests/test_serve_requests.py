@@ -273,7 +273,7 @@ def test_a_fault_of_the_model_is_told_and_the_server_goes_on(
     served: Starlette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(Counting, "run_with_ort_values", lambda *_: 1 / 0)
+        broken.setattr(Counting, "run", lambda *_: 1 / 0)
         status, said = refused(ask(served, COMPLETE, IDS))
         assert (status, "ZeroDivisionError" in said) == (500, True)
         body = ask(served, COMPLETE, {**IDS, "stream": True})[2]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bcq.errors import UsageError
 from bcq.generation.answer import Answer
-from bcq.generation.cache import Cache, Values
+from bcq.generation.cache import Cache, Feeds
 from bcq.generation.decoder import Decoder
 from bcq.tasks import Task
 
@@ -83,7 +83,7 @@ def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, li
     return list(groups.values())
 
 
-def _steps(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Iterator[bool]:
+def _steps(decoder: Decoder, rows: Sequence[_Row], task: Feeds) -> Iterator[bool]:
     """One token for each row of a task, each time that it is asked for; ends when all rows have ended."""
     begin = _begin_shared if decoder.shares_buffer else _begin_padded
     logits, mask, cache = begin(decoder, rows, task)
@@ -103,7 +103,7 @@ def _steps(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Iterator[boo
 Begun = tuple[Any, NDArray[np.int64], Cache]  # logits [rows, vocabulary], mask [rows, longest], cache
 
 
-def _begin_padded(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Begun:
+def _begin_padded(decoder: Decoder, rows: Sequence[_Row], task: Feeds) -> Begun:
     """All prompts in one run."""
     longest = max(len(row.prompt) for row in rows)
     tokens, mask = np.zeros((2, len(rows), longest), np.int64)
@@ -114,7 +114,7 @@ def _begin_padded(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Begun
     return decoder.run_rows(tokens, mask, cache, task), mask, cache
 
 
-def _begin_shared(decoder: Decoder, rows: Sequence[_Row], task: Values) -> Begun:
+def _begin_shared(decoder: Decoder, rows: Sequence[_Row], task: Feeds) -> Begun:
     """Each prompt into its own part of the buffer."""
     lengths = [len(row.prompt) for row in rows]
     cache = decoder.shared_cache(max(lengths) + max(row.answer.most for row in rows), len(rows))

@@ -14,7 +14,7 @@ from bcq.errors import UnsupportedError
 
 PAST, PRESENT = "past_key_values.", "present."
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-Values = dict[str, Any]  # onnxruntime.OrtValue by the names of inputs
+Feeds = dict[str, NDArray[Any]]  # by the names of inputs
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,17 @@ class Cache(Protocol):
 
     length: int
 
-    def run(self, feeds: Values, new: int) -> NDArray[Any]:
-        """Runs the model on `new` tokens more and returns its logits ``[rows, new or 1, vocabulary]``."""
+    def run(self, feeds: Feeds, constant: Feeds, new: int) -> NDArray[Any]:
+        """Runs the model on `new` tokens more.
+
+        Args:
+            feeds: tokens and mask.
+            constant: what every run is fed besides, the same dictionary each time.
+            new: how many tokens.
+
+        Returns:
+            Logits ``[rows, new or 1, vocabulary]``; the next run may write over them.
+        """
 
     def keep(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""
@@ -75,22 +84,20 @@ class GrowingCache:
         self._session = session
         self._slots = slots(session)
         self._outputs = ["logits", *(slot.present for slot in self._slots)]
-        self._past: Values = {slot.name: value_of(slot.empty(rows)) for slot in self._slots}
+        self._past: Feeds = {slot.name: slot.empty(rows) for slot in self._slots}
 
-    def run(self, feeds: Values, new: int) -> NDArray[Any]:
+    def run(self, feeds: Feeds, constant: Feeds, new: int) -> NDArray[Any]:
         """See `Cache`."""
-        results = self._session.run_with_ort_values(self._outputs, {**feeds, **self._past})
-        self._past = {slot.name: value for slot, value in zip(self._slots, results[1:], strict=True)}
+        # Arrays are the memory of a run's tensors, in both directions: OrtValues would only cost time.
+        results: list[NDArray[Any]] = self._session.run(self._outputs, {**feeds, **constant, **self._past})
+        self._past = {slot.name: array for slot, array in zip(self._slots, results[1:], strict=True)}
         self.length += new
-        logits: NDArray[Any] = results[0].numpy()
-        return logits
+        return results[0]
 
     def keep(self, length: int) -> None:
         """See `Cache`; this is the one operation that copies."""
         if length < self.length:
-            self._past = {
-                name: value_of(value.numpy()[:, :, :length].copy()) for name, value in self._past.items()
-            }
+            self._past = {name: array[:, :, :length].copy() for name, array in self._past.items()}
             self.length = length
 
 
@@ -112,6 +119,7 @@ class SharedCache:
         self._rows = rows
         self._binding = session.io_binding()
         self._one: NDArray[Any] | None = None
+        self._constant: Feeds | None = None
         outputs = {value.name: value for value in session.get_outputs()}
         self._logits = (outputs["logits"].shape[-1], FLOATS[outputs["logits"].type])
         self._make(min(max(room, 1), most))
@@ -122,11 +130,15 @@ class SharedCache:
         one._bind(self._room, {name: array[index : index + 1] for name, array in self._arrays.items()})
         return one
 
-    def run(self, feeds: Values, new: int) -> NDArray[Any]:
+    def run(self, feeds: Feeds, constant: Feeds, new: int) -> NDArray[Any]:
         """See `Cache`."""
         self._reserve(self.length + new)
-        for name, value in feeds.items():
-            self._binding.bind_ortvalue_input(name, value)
+        if constant is not self._constant:
+            self._constant = constant
+            for name, array in constant.items():  # some are optional inputs, which go in as OrtValues only
+                self._binding.bind_ortvalue_input(name, value_of(array))
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, array)
         if new == 1:
             logits = self._bind_one()
             self._session.run_with_iobinding(self._binding)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcq.generation.cache import Cache, GrowingCache, SharedCache, Values, value_of
-from bcq.tasks import Feeds
+from bcq.generation.cache import Cache, Feeds, GrowingCache, SharedCache
 
 PROMPT_CHUNK = 512  # longer prompts run in parts: what lies between two nodes would take gigabytes
 LAST_LOGITS = "logits_to_keep"  # so many of the last places get logits; exports of older versions have all
@@ -31,9 +30,7 @@ class Decoder:
         self._context_length = context_length
         self._with_positions = "position_ids" in {value.name for value in session.get_inputs()}
         optional = {value.name for value in session.get_overridable_initializers()}
-        self._constant: Values = (
-            {LAST_LOGITS: value_of(np.ones(1, np.int64))} if LAST_LOGITS in optional else {}
-        )
+        self._last: Feeds = {LAST_LOGITS: np.ones(1, np.int64)} if LAST_LOGITS in optional else {}
 
     def cache(self, room: int, rows: int = 1) -> Cache:
         """An empty cache, with room for so many tokens where that has to be known."""
@@ -43,7 +40,7 @@ class Decoder:
         """The same for a model whose past and present are one buffer."""
         return SharedCache(self.session, room, max(room, self._context_length), rows)
 
-    def run(self, tokens: Sequence[int], cache: Cache, task: Values) -> NDArray[Any]:
+    def run(self, tokens: Sequence[int], cache: Cache, task: Feeds) -> NDArray[Any]:
         """Runs new tokens of one row; the logits ``[vocabulary]`` are those after the last of them."""
         for begin in range(0, len(tokens), PROMPT_CHUNK):
             part = np.array([tokens[begin : begin + PROMPT_CHUNK]], np.int64)
@@ -51,7 +48,7 @@ class Decoder:
         return logits[0]  # type: ignore[no-any-return]
 
     def run_rows(
-        self, tokens: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache, task: Values
+        self, tokens: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache, task: Feeds
     ) -> NDArray[Any]:
         """One run.
 
@@ -60,13 +57,12 @@ class Decoder:
             mask: ``[rows, cache.length + S]``; 0 marks padding, which is on the left unless the cache is a
                 `SharedCache`.
             cache: of the rows; it then has the new tokens too.
-            task: values of a task, see `values`.
+            task: from `constant`.
 
         Returns:
             Logits ``[rows, vocabulary]`` after the last token.
         """
-        feeds = {name: value_of(array) for name, array in self.feeds(tokens, mask).items()}
-        last: NDArray[Any] = cache.run({**feeds, **self._constant, **task}, tokens.shape[1])[:, -1]
+        last: NDArray[Any] = cache.run(self.feeds(tokens, mask), task, tokens.shape[1])[:, -1]
         return last
 
     def feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -77,7 +73,6 @@ class Decoder:
             feeds["position_ids"] = np.ascontiguousarray(positions[:, -tokens.shape[1] :])
         return feeds
 
-
-def values(feeds: Feeds) -> Values:
-    """A task's feeds as they are given to every run."""
-    return {name: value_of(np.ascontiguousarray(array)) for name, array in feeds.items()}
+    def constant(self, task: Feeds) -> Feeds:
+        """What every run of a task is fed beside tokens and cache."""
+        return {**self._last, **{name: np.ascontiguousarray(array) for name, array in task.items()}}

@@ -14,8 +14,8 @@ from bcq.checkpoint import read_json
 from bcq.errors import UnsupportedError, UsageError
 from bcq.genai import CONFIG_FILE
 from bcq.generation.answer import Answer
-from bcq.generation.cache import PAST, PRESENT, Values, slots
-from bcq.generation.decoder import Decoder, values
+from bcq.generation.cache import PAST, PRESENT, slots
+from bcq.generation.decoder import Decoder
 from bcq.generation.described import read_described
 from bcq.generation.pieces import Pieces
 from bcq.generation.runner import Context, Runner
@@ -218,13 +218,13 @@ class Model:
         """A cache that holds no token, for `logits`."""
         return {slot.name: slot.empty(batch) for slot in slots(self.session)}
 
-    def values(self, adapter: Task) -> Values:
+    def values(self, adapter: Task) -> Feeds:
         """What every run of a task is fed beside tokens and cache.
 
         Raises:
             InputError: E301 to E303 for an adapter that this export cannot run.
         """
-        return values(self._feeds(adapter))
+        return self.decoder.constant(self._feeds(adapter))
 
     def _base_hash(self) -> str | None:
         """The base of a model with slots; None without."""

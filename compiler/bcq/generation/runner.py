@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bcq.generation.answer import Answer
-from bcq.generation.cache import Cache, Values
+from bcq.generation.cache import Cache, Feeds
 from bcq.generation.decoder import Decoder
 
 
@@ -39,7 +39,7 @@ class Runner:
         decoder: the model.
         prompt: tokens, at least one.
         answer: what takes the logits.
-        task: values of the task, see `bcq.generation.decoder.values`.
+        task: values of the task, see `bcq.generation.decoder.Decoder.constant`.
         context: what was computed before and may be the beginning of the prompt; it is used up from there on.
 
     Attributes:
@@ -49,7 +49,7 @@ class Runner:
     """
 
     def __init__(
-        self, decoder: Decoder, prompt: Sequence[int], answer: Answer, task: Values, context: Context
+        self, decoder: Decoder, prompt: Sequence[int], answer: Answer, task: Feeds, context: Context
     ) -> None:
         self.answer = answer
         self.prompt = prompt
