@@ -28,7 +28,9 @@ FAULTS = {
         "kernels/bcq_matmul/avx512_exact.cc", "_mm512_srli_epi32(x, bits)", "_mm512_srli_epi32(x, bits + 1)"
     ),
     "bcq_matmul/neon.cc": Fault(
-        "kernels/bcq_matmul/neon_lookups.h", "vdupq_n_u16(0x1000)", "vdupq_n_u16(0x0000)"
+        "kernels/bcq_matmul/neon_lookups.h",
+        "vdupq_n_u8(0x0f)",
+        "vdupq_n_u8(0x0e)",
     ),
     "bcq_matmul/neon_exact.cc": Fault(
         "kernels/bcq_matmul/neon_exact.cc", "vshrq_n_u32(x, bits)", "vshrq_n_u32(x, bits + 1)"

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // BcqMatMul for 64-bit Arm: look-up tables of signed sums, read by TBL over two registers, summed by UADALP.
+#if defined(__aarch64__) && !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns")  // before registers are given out, it would need more of them than there are
+#endif
+
 #include "kernels/bcq_matmul/neon_walk.h"
 
 namespace bcq {

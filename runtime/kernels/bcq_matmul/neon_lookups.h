@@ -19,57 +19,48 @@ namespace {
 
 // ---- what compilers are told ----
 
-#ifdef __aarch64__  // not where tests emulate the instructions
-// Keeps a vector in a register, whatever is known of it, and what uses it behind everything that was fixed before.
-template <typename Vector>
-__attribute__((always_inline)) inline void fix(Vector& x) { asm volatile("" : "+w"(x)); }
+#ifdef __aarch64__
+// index's lower halves become the lower or upper halves of the bytes. By intrinsics GCC copies the index first, and clang
+// sees two instructions in the selection.
+inline void take_low(uint8x16_t& index, uint8x16_t bytes, uint8x16_t nibble) {
+  asm("bit %0.16b, %1.16b, %2.16b" : "+w"(index) : "w"(bytes), "w"(nibble));
+}
+inline void take_high(uint8x16_t& index, uint8x16_t bytes) { asm("sri %0.16b, %1.16b, #4" : "+w"(index) : "w"(bytes)); }
 // Compilers would load all codes of a chunk first, and send indexes over the stack.
 inline void no_loads_before() { asm volatile("" ::: "memory"); }
-#else
-template <typename Vector>
-inline void fix(Vector&) {}
+#else  // tests emulate the instructions
+inline void take_low(uint8x16_t& index, uint8x16_t bytes, uint8x16_t nibble) { index = vbslq_u8(nibble, bytes, index); }
+inline void take_high(uint8x16_t& index, uint8x16_t bytes) { index = vsriq_n_u8(index, bytes, 4); }
 inline void no_loads_before() {}
 #endif
 
-// clang would postpone sums, and send what was looked up over the stack; GCC would move a fixed sum to and fro.
+// clang would postpone sums, and send what was looked up over the stack; GCC would move a sum that is held so.
 template <typename Vector>
-__attribute__((always_inline)) inline void add_now([[maybe_unused]] Vector& sum) {
-#ifdef __clang__
-  fix(sum);
+inline void add_now([[maybe_unused]] Vector& sum) {
+#if defined(__aarch64__) && defined(__clang__)
+  asm volatile("" : "+w"(sum));
 #endif
 }
 
 // ---- indexes ----
 
-struct Masks {
-  uint8x16_t nibble = vdupq_n_u8(0x0f);
-  uint8x16_t second = vreinterpretq_u8_u16(vdupq_n_u16(0x1000));  // the odd lanes' table
-};
-
-inline Masks fixed_masks() {
-  Masks masks;
-  fix(masks.nibble);
-  fix(masks.second);
-  return masks;
-}
-
-// Indexes of eight rows into the tables of the even quads and of the odd quads of two bytes.
+// Indexes of eight rows into the tables of the even quads and of the odd quads of two bytes. The upper half of a byte
+// says which of the two tables, and stays when the lower half is replaced by another nibble.
 struct Indexes {
-  uint8x16_t even;
-  uint8x16_t odd;
+  uint8x16_t even = vreinterpretq_u8_u16(vdupq_n_u16(0x1000));  // the odd lanes' table is the second one
+  uint8x16_t odd = vreinterpretq_u8_u16(vdupq_n_u16(0x1000));
 };
 
 inline uint16x8_t eight_words(const uint32_t* words) { return vld1q_u16(reinterpret_cast<const uint16_t*>(words)); }
 
 // Of the bytes 0 and 1 (pair 0) or 2 and 3 (pair 1) of the eight rows whose words these are.
 template <int pair>
-__attribute__((always_inline)) inline Indexes indexes_of(const uint32_t* words, Masks masks) {
+__attribute__((always_inline)) inline void next_indexes(const uint32_t* words, uint8x16_t nibble, Indexes& index) {
   const uint16x8_t front = eight_words(words);
   const uint16x8_t back = eight_words(words + 4);
-  uint8x16_t bytes = vreinterpretq_u8_u16(pair == 0 ? vuzp1q_u16(front, back) : vuzp2q_u16(front, back));
-  const uint8x16_t odd = vorrq_u8(vshrq_n_u8(bytes, 4), masks.second);
-  fix(bytes);
-  return {vbslq_u8(masks.nibble, bytes, masks.second), odd};
+  const uint8x16_t bytes = vreinterpretq_u8_u16(pair == 0 ? vuzp1q_u16(front, back) : vuzp2q_u16(front, back));
+  take_low(index.even, bytes, nibble);
+  take_high(index.odd, bytes);
 }
 
 // ---- methods: how a chunk's tables are written and read ----
@@ -197,51 +188,67 @@ using TileSums = typename Method::Sums[2];
 // The look-ups of two bytes of each word of a chunk, in one half of its rows at a time. One row of A: planes share what
 // is loaded from the tables.
 template <typename Method, int planes, int pair>
-__attribute__((always_inline)) inline void look_up_planes(const uint32_t* line, const uint8_t* sets, Masks masks,
+__attribute__((always_inline)) inline void look_up_planes(const uint32_t* line, const uint8_t* sets, uint8x16_t nibble, Indexes (&index)[2],
                                                           TileSums<Method> (&sums)[planes]) {
   const uint8x16x2_t even = load_tables(sets), even_high = load_tables(sets + 32);
   const uint8x16x2_t odd = load_tables(sets + Method::kSetBytes), odd_high = load_tables(sets + Method::kSetBytes + 32);
 #pragma GCC unroll 8
   for (int i = 0; i < 2 * planes; ++i) {
     no_loads_before();
-    const Indexes index = indexes_of<pair>(line + i * kTileRows / 2, masks);
-    sums[i / 2][i % 2].add(even, even_high, index.even);
-    sums[i / 2][i % 2].add(odd, odd_high, index.odd);
+    next_indexes<pair>(line + i * kTileRows / 2, nibble, index[i % 2]);
+    sums[i / 2][i % 2].add(even, even_high, index[i % 2].even);
+    sums[i / 2][i % 2].add(odd, odd_high, index[i % 2].odd);
   }
 }
 
 // One plane: rows of A share the indexes.
 template <typename Method, int rows, int pair>
 __attribute__((always_inline)) inline void look_up_rows(const uint32_t* line, const uint8_t* sets, size_t row_bytes,
-                                                        Masks masks, TileSums<Method> (&sums)[rows]) {
-  Indexes front = indexes_of<pair>(line, masks);
-  Indexes back = indexes_of<pair>(line + kTileRows / 2, masks);
-  fix(front.even);
-  fix(front.odd);
-  fix(back.even);
-  fix(back.odd);
+                                                        uint8x16_t nibble, Indexes (&index)[2], TileSums<Method> (&sums)[rows]) {
+  next_indexes<pair>(line, nibble, index[0]);
+  next_indexes<pair>(line + kTileRows / 2, nibble, index[1]);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r, sets += row_bytes) {
     no_loads_before();
     const uint8x16x2_t even = load_tables(sets), even_high = load_tables(sets + 32);
-    sums[r][0].add(even, even_high, front.even);
-    sums[r][1].add(even, even_high, back.even);
+    sums[r][0].add(even, even_high, index[0].even);
+    sums[r][1].add(even, even_high, index[1].even);
     no_loads_before();
     const uint8x16x2_t odd = load_tables(sets + Method::kSetBytes), odd_high = load_tables(sets + Method::kSetBytes + 32);
-    sums[r][0].add(odd, odd_high, front.odd);
-    sums[r][1].add(odd, odd_high, back.odd);
+    sums[r][0].add(odd, odd_high, index[0].odd);
+    sums[r][1].add(odd, odd_high, index[1].odd);
   }
 }
 
-// y[0..16) += alpha * (scale * sum)
+// Sixteen floats: the outputs or factors of a tile's rows.
+struct Sixteen {
+  float32x4_t rows[4];
+};
+
+__attribute__((always_inline)) inline Sixteen sixteen_floats(const float* x) {
+  return {{vld1q_f32(x), vld1q_f32(x + 4), vld1q_f32(x + 8), vld1q_f32(x + 12)}};
+}
+
+__attribute__((always_inline)) inline Sixteen sixteen_halves(const uint16_t* x) {
+  return {{four_halves(x), four_halves(x + 4), four_halves(x + 8), four_halves(x + 12)}};
+}
+
+inline void store(float* to, const Sixteen& x) {
+  for (int v = 0; v < 4; ++v) vst1q_f32(to + 4 * v, x.rows[v]);
+}
+
+// y += alpha * (scale * sum)
 template <typename Method>
-inline void add_scaled(const uint16_t* alpha, float scale, const TileSums<Method>& sums, float* y) {
+__attribute__((always_inline)) inline void add_scaled(Sixteen& y, const Sixteen& alpha, float scale,
+                                                      const TileSums<Method>& sums) {
   const float32x4_t s = vdupq_n_f32(scale);
 #pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half, y += 8, alpha += 8) {
+  for (int half = 0; half < 2; ++half) {
     const EightSums eight = sums[half].total();
-    vst1q_f32(y, vfmaq_f32(vld1q_f32(y), four_halves(alpha), vmulq_f32(s, vcvtq_f32_s32(eight.front))));
-    vst1q_f32(y + 4, vfmaq_f32(vld1q_f32(y + 4), four_halves(alpha + 4), vmulq_f32(s, vcvtq_f32_s32(eight.back))));
+    float32x4_t* rows = y.rows + 2 * half;
+    const float32x4_t* factors = alpha.rows + 2 * half;
+    rows[0] = vfmaq_f32(rows[0], factors[0], vmulq_f32(s, vcvtq_f32_s32(eight.front)));
+    rows[1] = vfmaq_f32(rows[1], factors[1], vmulq_f32(s, vcvtq_f32_s32(eight.back)));
   }
 }
 
@@ -252,38 +259,42 @@ __attribute__((always_inline)) inline void add_planes(const MatMulProblem& p, co
                                                       int64_t cell, int64_t plane, int64_t step, const uint32_t* line,
                                                       int64_t ahead, float* y) {
   static_assert(rows == 1 || planes == 1);
-  const Masks masks = fixed_masks();
+  const uint8x16_t nibble = vdupq_n_u8(0x0f);
+  Indexes index[2];
   TileSums<Method> sums[rows * planes];
   const uint8_t* table = a.tables(0) + size_t(block.first_chunk) * Method::kEntries.table_bytes;
   for (int64_t left = block.chunks; left > 0; --left, line += step, table += Method::kEntries.table_bytes) {
 #pragma GCC unroll 8
     for (int i = 0; i < planes; ++i) __builtin_prefetch(line + ahead + i * kTileRows);
     if constexpr (rows == 1) {
-      look_up_planes<Method, planes, 0>(line, table, masks, sums);
-      look_up_planes<Method, planes, 1>(line, table + 2 * Method::kSetBytes, masks, sums);
+      look_up_planes<Method, planes, 0>(line, table, nibble, index, sums);
+      look_up_planes<Method, planes, 1>(line, table + 2 * Method::kSetBytes, nibble, index, sums);
     } else {
-      look_up_rows<Method, rows, 0>(line, table, a.row_bytes, masks, sums);
-      look_up_rows<Method, rows, 1>(line, table + 2 * Method::kSetBytes, a.row_bytes, masks, sums);
+      look_up_rows<Method, rows, 0>(line, table, a.row_bytes, nibble, index, sums);
+      look_up_rows<Method, rows, 1>(line, table + 2 * Method::kSetBytes, a.row_bytes, nibble, index, sums);
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < planes; ++i) {
+  for (int r = 0; r < rows; ++r) {
+    Sixteen sixteen = sixteen_floats(y + r * kTileRows);
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      add_scaled<Method>(plane_alpha(p, cell, plane + i), a.scale(r, block.number), sums[i + r], y + r * kTileRows);
+    for (int i = 0; i < planes; ++i) {
+      const Sixteen alpha = sixteen_halves(plane_alpha(p, cell, plane + i));
+      add_scaled<Method>(sixteen, alpha, a.scale(r, block.number), sums[i + r]);
     }
+    store(y + r * kTileRows, sixteen);
   }
 }
 
 // y += offset * (sum of the block's activations)
 template <int rows>
 inline void add_offset(const MatMulProblem& p, const Rows& a, const LookupBlock& block, int64_t cell, float* y) {
-  const uint16_t* offset = p.offset + cell * kTileRows;
+  const Sixteen offset = sixteen_halves(p.offset + cell * kTileRows);
   for (int r = 0; r < rows; ++r, y += kTileRows) {
-    for (int v = 0; v < kTileRows; v += 4) {
-      const float32x4_t sum = vdupq_n_f32(a.sum(r, block.number));
-      vst1q_f32(y + v, vfmaq_f32(vld1q_f32(y + v), four_halves(offset + v), sum));
-    }
+    Sixteen sixteen = sixteen_floats(y);
+    const float32x4_t sum = vdupq_n_f32(a.sum(r, block.number));
+    for (int v = 0; v < 4; ++v) sixteen.rows[v] = vfmaq_f32(sixteen.rows[v], offset.rows[v], sum);
+    store(y, sixteen);
   }
 }
 
