@@ -33,6 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--port", type=int, default=8000, help="port, 0 for any that is free (default 8000)")
     add("--name", help="name of the model (default: the folder's)")
     add("--template", type=Path, metavar="FILE", help="chat template in place of the model's")
+    add("--bits", type=int, metavar="Q", help="precision of an export that serves several")
     add("--api-key", metavar="KEY", help=f"asked for in each request (better: the variable {KEY})")
     limits = verb.add_argument_group("limits").add_argument
     limits("--max-active", type=int, default=16, metavar="N", help="answers that advance together (16)")
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     template = open_template(arguments.folder, arguments.template)
     if isinstance(template, PlainForm):
         warn(arguments, "the model has no chat template; chats are written as 'User: ...', 'Assistant: ...'")
-    model = load(arguments.folder)
+    model = load(arguments.folder, bits=arguments.bits)
     name = arguments.name or arguments.folder.resolve().name
     engine = Engine(model, name, template, limits)
 
