@@ -40,7 +40,8 @@ class BcqEngine:
     def logits(self, prompt: Sequence[int]) -> Logits:
         """As `bcq.bench.end_to_end.engine.Engine`."""
         decoder = self._model.decoder
-        return np.array(decoder.run(prompt, decoder.cache(len(prompt)), {}), np.float32)
+        scores = decoder.run(prompt, decoder.cache(len(prompt)), decoder.constant({}))
+        return np.array(scores, np.float32)
 
 
 def open_engine(path: Path, threads: int) -> BcqEngine:

@@ -107,7 +107,7 @@ def _exported(plan: Plan, model: Path, work: Path, bits: int) -> Entrant:
     base = made(work / f"base-{label}", lambda path: _quantize(plan, model, path, bits))
     folder = work / f"export-{label}"
     if plan.fresh or not folder.exists():
-        export(base, folder, attention="fused")
+        export(base, folder)
     made(work / f"verified-{label}-{_hash(folder)}", lambda path: _verify(folder, path))
     return _ours(folder, model, read_config(folder), f"bcq {bits}-bit g{plan.group_size}")
 
