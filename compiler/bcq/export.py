@@ -125,8 +125,8 @@ def export(
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
             that does not fit.
         UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level or attention,
-            E203 for options with a base, for an output folder that holds something else, and for one that would
-            replace the source; for several precisions of an ``.onnx`` file or with tasks.
+            E203 for options with a base, for an output folder that holds something else, for one that would
+            replace the source, and for several precisions of an ``.onnx`` file or with tasks.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ParityFailure: E503 when too little of a LoRA's change is retained.
