@@ -83,8 +83,8 @@ gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machin
 families: build ## a small seeded model of every decoder family against PyTorch, in onnxruntime and genai
 	$(PY) tools/families.py
 
-end-to-end: build ## whole models against their peers and the profile of a step; MODELS keeps what is made: an hour
-	$(PY) tools/generation.py
+end-to-end: build ## whole models against their peers, and the profile of a step; build/e2e keeps the models: an hour
+	$(PY) tools/generation.py gpt2-medium llama-1b --work build/e2e --write docs/benchmarks
 
 sdk: ## headers, libraries and CMake package for C and C++ into build/sdk/prefix
 	cmake -S runtime -B build/sdk
