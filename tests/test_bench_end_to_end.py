@@ -60,8 +60,16 @@ def test_a_process_answers_with_tokens_times_scores_and_its_own_memory(tmp_path:
 def test_what_an_engine_raises_and_a_death_are_told(tmp_path: Path) -> None:
     with pytest.raises(EngineFailure, match="no such format"):
         Process("fake_engine", tmp_path / "broken", 1)
-    with pytest.raises(EngineFailure, match="its process ended: killed by its own library"):
+    with pytest.raises(EngineFailure, match="its process ended with 1: killed by its own library"):
         Process("fake_engine", tmp_path / "dying", 1)
+
+
+def test_a_process_that_has_died_is_closed_without_complaint(tmp_path: Path) -> None:
+    with Process("fake_engine", tmp_path / "steady", 1) as process:
+        process._child.kill()
+        process._child.wait()
+        with pytest.raises(EngineFailure, match="ended with -9: without a word"):
+            process.generate([1], 2)
 
 
 def test_contenders_take_turns_and_those_that_fail_are_listed_with_a_reason(tmp_path: Path) -> None:

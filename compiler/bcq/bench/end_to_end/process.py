@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -74,7 +75,8 @@ class Process:
     def close(self) -> None:
         """Ends the process."""
         if self._child.stdin is not None:
-            self._child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has died with a question unread
+                self._child.stdin.close()
         try:
             self._child.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -114,4 +116,5 @@ class Process:
     def _last_words(self) -> str:
         self._log.seek(0)
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        return f"its process ended: {lines[-1] if lines else 'without a word'}"
+        status = self._child.wait(PATIENCE)  # its pipe is closed, so it is at its end
+        return f"its process ended with {status}: {lines[-1] if lines else 'without a word'}"
