@@ -3,26 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch is the reference")
-pytest.importorskip("transformers", reason="transformers makes the models")
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    """``tools/families.py`` as a module."""
-    path = Path(__file__).resolve().parents[1] / "tools" / "families.py"
-    spec = importlib.util.spec_from_file_location("families", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import families
 
 
 @pytest.mark.parametrize(
@@ -34,9 +22,7 @@ def tool() -> Any:
         "phi4-mini",  # joined projections, partly rotated heads
     ],
 )
-def test_a_family_gives_pytorchs_tokens_over_64_steps_in_one_buffer(
-    tool: Any, family: str, tmp_path: Path
-) -> None:
-    outcome = tool.measure(family, tmp_path)
+def test_a_family_gives_pytorchs_tokens_over_64_steps_in_one_buffer(family: str, tmp_path: Path) -> None:
+    outcome = families.measure(family, tmp_path)
     assert outcome.fused
     assert outcome.ok, outcome
