@@ -59,7 +59,7 @@ def test_an_onnx_file_keeps_its_input_and_output_names(two_layers: Path, tmp_pat
 def test_the_folder_of_a_graph_holds_model_report_and_manifest(two_layers: Path, tmp_path: Path) -> None:
     result = export(two_layers, tmp_path / "out", QUICK)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.onnx", "model.onnx.data", "bcq_report.json", "MANIFEST.json"}
+    assert names == {"model.onnx", "model.onnx.data", "bcq_report.json", "report.html", "MANIFEST.json"}
     assert check_manifest(tmp_path / "out") == []
     report = json.loads((tmp_path / "out" / "bcq_report.json").read_text())
     assert [matrix["name"] for matrix in report["matrices"]] == ["first", "second"]

@@ -50,7 +50,7 @@ def flip(file: Path, bit: int) -> None:
 
 
 def test_what_was_written_is_intact(export: Path, base: Path) -> None:
-    assert check_integrity(export).to_dict() == {"ok": True, "files": 3, "matrices": 2, "faults": []}
+    assert check_integrity(export).to_dict() == {"ok": True, "files": 4, "matrices": 2, "faults": []}
     found = check_integrity(base)
     assert (found.ok, found.faults) == (True, [])
     assert found.matrices == len(bcq.QuantizedBase.open(base).names())
@@ -132,7 +132,7 @@ def test_the_command_says_what_differs_with_exit_code_3(
 ) -> None:
     assert main(["verify", str(export), "--integrity"]) == 0
     assert capsys.readouterr().out == (
-        "integrity     ok: 3 files and the codes of 2 matrices are as they were written\n"
+        "integrity     ok: 4 files and the codes of 2 matrices are as they were written\n"
     )
     flip(export / "model.onnx.data", 5)
     (export / "bcq_report.json").unlink()

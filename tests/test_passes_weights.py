@@ -114,7 +114,7 @@ class Base:
         stored = name.removesuffix(".tied")
         return type("Found", (), {"stored": stored, "name": stored}) if stored in self.weights else None
 
-    def packed(self, name: str) -> PackedWeight:
+    def packed(self, name: str, bits: int | None = None) -> PackedWeight:
         return self.weights[name.removesuffix(".tied")]
 
 

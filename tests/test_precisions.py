@@ -91,7 +91,7 @@ def test_transformers_loads_the_highest_precision_and_saves_a_base_of_it(made: P
     import bcq.nn
 
     assert bcq.nn
-    opened = transformers.AutoModelForCausalLM.from_pretrained(made / "base", output_loading_info=True)
+    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(made / "base", output_loading_info=True)
     model, told = opened
     assert not told["unexpected_keys"]
     model.save_pretrained(tmp_path / "saved")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcq import report
+from bcq import report, report_page
 from bcq.atomic import AtomicFolder, check_apart
 from bcq.base import QuantizedBase, is_base
 from bcq.calibration.settings import CalibrationOptions
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bcq.passes import PackReport, WeightSource
 
 MODEL_FILE = "model.onnx"
+REPORT_PAGE = "report.html"
 LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
 ATTENTIONS = ("fused", "plain")
 ACCURACY_LEVELS = (0, 1, 4)  # near-exact, float32, int8 activations; 2 and 3 are computed like 0
@@ -162,6 +163,7 @@ def export(
         recorded = _recorded_options(opened, options, calibration)
         text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
+        report_page.write_page([folder], folder / REPORT_PAGE, names=["This export"])
         write_manifest(folder, command, int(recorded.get("seed", 0)))
         model_bytes = sum(path.stat().st_size for path in folder.glob(PATTERN))
     return ExportResult(Path(output), kind, packed, time.monotonic() - began, model_bytes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _BEFORE = 8  # tokens of the prompt that decide how the first piece begins: with a space, or joined to a word
+_FURTHER = 3  # tokens that the first of these may need to be whole: a character has four bytes at most
 _CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of the bytes of half a character
 
 
@@ -23,7 +24,7 @@ class Pieces:
     def __init__(self, tokenizer: Any, before: Sequence[int] = (), bare: bool = False) -> None:
         self._bare = bare
         self._tokenizer = tokenizer
-        self._window = list(before[-_BEFORE:])
+        self._window = self._last_tokens(before)
         # Text of the window that was told already; a character that the prompt cuts is told with the answer.
         self._told = tokenizer.decode(self._window).rstrip(_CUT)
         self._known = len(self._window)
@@ -47,6 +48,12 @@ class Pieces:
         piece = self._news()
         self._window, self._told, self._known = [], "", 0
         return piece
+
+    def _last_tokens(self, before: Sequence[int]) -> list[int]:
+        """The end of the prompt, from the beginning of a character: half of one makes a row of bytes unreadable."""
+        windows = [list(before[-_BEFORE - further :]) for further in range(_FURTHER + 1)]
+        whole = (window for window in windows if not self._tokenizer.decode(window).startswith(_CUT))
+        return next(whole, windows[0])
 
     def _news(self) -> str:
         text: str = self._tokenizer.decode(self._window)

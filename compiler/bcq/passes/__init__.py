@@ -37,7 +37,6 @@ from bcq.progress import SILENT, Progress
 
 __all__ = [
     "PIPELINE",
-    "PLAIN",
     "UNFUSED",
     "FromBase",
     "Fusion",
@@ -79,7 +78,6 @@ SPLIT: Pipeline = (sink_scalars, sink_split, drop_identities, share_constants, s
 FINISH: Pipeline = (carry_functions, sweep_dead, sweep_traces)
 PIPELINE: Pipeline = PACK + TIDY + FUSE + ATTEND + SPLIT + FINISH
 UNFUSED: Pipeline = PACK + TIDY + ATTEND + SPLIT + FINISH  # one operator a matrix
-PLAIN: Pipeline = PACK + FINISH  # the graph's other nodes as they are
 
 
 def run(
