@@ -50,7 +50,7 @@ class Pieces:
         return piece
 
     def _last_tokens(self, before: Sequence[int]) -> list[int]:
-        """The end of the prompt from the beginning of a character; half of one spoils a whole row of bytes."""
+        """The end of the prompt from the beginning of a character; half of one spoils a row of bytes."""
         windows = [list(before[-_BEFORE - further :]) for further in range(_FURTHER + 1)]
         whole = (window for window in windows if not self._tokenizer.decode(window).startswith(_CUT))
         return next(whole, windows[0])
