@@ -118,7 +118,13 @@ ROWS = (
         "R8",
         "the same export again, with other threads, another hash seed, another place: the same bytes",
         "-",
-        (tests("tests", "-k", "same_bytes and (hash_seed or threads or again)"),),
+        (
+            tests(
+                "tests/test_determinism.py",
+                "tests/test_chain.py::test_exporting_again_over_the_output_gives_the_same_bytes",
+                "tests/test_manifest.py::test_writing_it_again_gives_the_same_bytes",
+            ),
+        ),
     ),
     Row(
         "R9",
