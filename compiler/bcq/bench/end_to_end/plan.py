@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BITS = (2, 3, 4)
+CLASSES = {
+    0: "",
+    4: " int8",
+}  # accuracy levels of our products: near-exact, and int8 activations as most peers have
 GGUF = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "TQ2_0")
 BLOCKS = (32, 128)  # of the int4 folders of onnxruntime-genai
 FLOOR_ROUNDS = 2  # of PyTorch in float32, which takes longer than all others together
@@ -22,6 +26,7 @@ class Plan:
         work: where models are made and kept.
         bits: planes of our exports.
         group_size: inputs that share a scale, of ours.
+        levels: accuracy levels of our products, keys of `CLASSES`.
         peers: whether others take part.
         prompt: tokens of the prompt.
         tokens: generated tokens.
@@ -35,6 +40,7 @@ class Plan:
     work: Path
     bits: tuple[int, ...] = BITS
     group_size: int = 128
+    levels: tuple[int, ...] = tuple(CLASSES)
     peers: bool = True
     prompt: int = 128
     tokens: int = 64

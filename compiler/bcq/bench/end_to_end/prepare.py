@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bcq.bench.end_to_end import gguf_file
-from bcq.bench.end_to_end.plan import BLOCKS, GGUF, Entrant, Plan
+from bcq.bench.end_to_end.plan import BLOCKS, CLASSES, GGUF, Entrant, Plan
 from bcq.bench.end_to_end.shapes import SHAPES, random_model
 from bcq.checkpoint import read_config
 from bcq.errors import ParityFailure, UnsupportedError
@@ -58,10 +59,12 @@ def prepare(plan: Plan, progress: Progress = SILENT) -> Field:
         found.entrants.append(_ours(given, given, read_config(given)))
         return found
     found = Field(_name(plan), plan.work / _name(plan))
-    progress.start("prepare", len(plan.bits) + (plan.peers and 1 + len(GGUF) + len(BLOCKS)))
+    progress.start(
+        "prepare", len(plan.bits) * len(plan.levels) + (plan.peers and 1 + len(GGUF) + len(BLOCKS))
+    )
     model = _model(plan, found.work)
-    for bits in plan.bits:
-        found.entrants.append(_exported(plan, model, found.work, bits))
+    for bits, level in itertools.product(plan.bits, plan.levels):
+        found.entrants.append(_exported(plan, model, found.work, bits, level))
         progress.step(found.entrants[-1].name)
     if plan.peers:
         _add_peers(plan, model, found, progress)
@@ -99,17 +102,18 @@ def made(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
-def _exported(plan: Plan, model: Path, work: Path, bits: int) -> Entrant:
+def _exported(plan: Plan, model: Path, work: Path, bits: int, level: int) -> Entrant:
     """Our export, compared once with PyTorch on the same dequantized weights."""
     from bcq.export import export
 
     label = f"{bits}-g{plan.group_size}"
     base = made(work / f"base-{label}", lambda path: _quantize(plan, model, path, bits))
+    label += CLASSES[level].replace(" ", "-")
     folder = work / f"export-{label}"
     if plan.fresh or not folder.exists():
-        export(base, folder)
+        export(base, folder, accuracy_level=level)
     made(work / f"verified-{label}-{_hash(folder)}", lambda path: _verify(folder, path))
-    return _ours(folder, model, read_config(folder), f"bcq {bits}-bit g{plan.group_size}")
+    return _ours(folder, model, read_config(folder), f"bcq {bits}-bit g{plan.group_size}{CLASSES[level]}")
 
 
 def _quantize(plan: Plan, model: Path, path: Path, bits: int) -> None:
