@@ -9,13 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import bcq
 from bcq.cli import main
 from bcq.errors import InputError, UsageError
 from bcq.generation.conversation import Conversation
@@ -45,18 +43,8 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's export with a template of its own."""
-    pytest.importorskip("torch", reason="exporting needs the packages for compiling")
-    out = tmp_path_factory.mktemp("chat") / "out"
-    with as_file(files("bcq") / "demo_model") as source:
-        bcq.export(source, out, bits=2, group_size=32, method="uniform")
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load(folder)
+def model(demo_export: Path) -> Model:
+    return load(demo_export)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -142,24 +130,24 @@ def test_a_conversation_that_is_too_long_is_refused_and_stays_as_it_was(model: M
     assert talk.reason in ("length", "stop")
 
 
-def chat(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bcq.cli", "chat", str(folder), *words]
+def chat(demo_export: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bcq.cli", "chat", str(demo_export), *words]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_command_answers_each_line_of_a_pipe_and_says_that_there_is_no_template(folder: Path) -> None:
-    done = chat(folder, "The people\n\n/clear\nAnd\n/exit\nnever\n", "-n", "4", "--json")
+def test_each_line_of_a_pipe_is_answered_and_a_missing_template_is_said(demo_export: Path) -> None:
+    done = chat(demo_export, "The people\n\n/clear\nAnd\n/exit\nnever\n", "-n", "4", "--json")
     assert done.returncode == 0, done.stderr
     assert [message["role"] for message in json.loads(done.stdout)["messages"]] == ["user", "assistant"]
     assert "no chat template" in done.stderr
-    done = chat(folder, "The people\n" + "word " * 300 + "\nAnd\n", "-n", "4", "--quiet")
+    done = chat(demo_export, "The people\n" + "word " * 300 + "\nAnd\n", "-n", "4", "--quiet")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) >= 2
     assert "256 positions. Begin a new one: /clear." in done.stderr
 
 
-def test_an_interrupt_stops_the_answer_and_not_the_program(folder: Path) -> None:
-    command = [sys.executable, "-m", "bcq.cli", "chat", str(folder), "--quiet"]
+def test_an_interrupt_stops_the_answer_and_not_the_program(demo_export: Path) -> None:
+    command = [sys.executable, "-m", "bcq.cli", "chat", str(demo_export), "--quiet"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, bufsize=0, **pipes) as talk:
         assert talk.stdin
@@ -173,10 +161,10 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(folder: Path) -> None
     assert b"[stopped]" in said or b"/exit" in said  # a quick answer had ended when the signal came
 
 
-def test_chat_imports_neither_torch_nor_transformers_nor_onnx(folder: Path) -> None:
+def test_chat_imports_neither_torch_nor_transformers_nor_onnx(demo_export: Path) -> None:
     program = (
         "import sys; from bcq.cli import main;"
-        f"main(['chat', {str(folder)!r}, '-n', '1', '--quiet']);"
+        f"main(['chat', {str(demo_export)!r}, '-n', '1', '--quiet']);"
         "print(sorted({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -186,11 +174,11 @@ def test_chat_imports_neither_torch_nor_transformers_nor_onnx(folder: Path) -> N
 
 
 def test_run_continues_each_line_of_a_file_and_of_standard_input(
-    folder: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    demo_export: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     lines = ["The people", "We must have a new way", "In"]
     (tmp_path / "lines.txt").write_text("\n\n".join(lines), encoding="utf-8")
-    words = ["run", str(folder), "-n", "5"]
+    words = ["run", str(demo_export), "-n", "5"]
     assert main([*words, "--prompts", str(tmp_path / "lines.txt"), "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)["answers"]
     expected = [{"prompt": line, "continuation": model.generate(line, 5)} for line in lines]
@@ -201,10 +189,10 @@ def test_run_continues_each_line_of_a_file_and_of_standard_input(
 
 
 def test_run_tells_counts_and_why_an_answer_ended(
-    folder: Path, model: Model, capsys: pytest.CaptureFixture[str]
+    demo_export: Path, model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = model.generate("The people", 8)
-    assert main(["run", str(folder), "-p", "The people", "-n", "8", "--stop", whole[3:5], "--json"]) == 0
+    assert main(["run", str(demo_export), "-p", "The people", "-n", "8", "--stop", whole[3:5], "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["reason"], told["prompt_tokens"]) == ("stop", len(model.encode("The people")))
     assert told["continuation"] == whole[: whole.index(whole[3:5])]
@@ -212,9 +200,9 @@ def test_run_tells_counts_and_why_an_answer_ended(
 
 
 def test_run_refuses_a_file_without_a_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").write_text("\n", encoding="utf-8")
-    assert main(["run", str(folder), "--prompts", str(tmp_path / "empty")]) == 2
+    assert main(["run", str(demo_export), "--prompts", str(tmp_path / "empty")]) == 2
     assert "the file has no line" in capsys.readouterr().err
-    assert main(["run", str(folder), "--prompts", str(tmp_path / "absent")]) == 3
+    assert main(["run", str(demo_export), "--prompts", str(tmp_path / "absent")]) == 3

@@ -13,7 +13,6 @@ from bcq.core import Core
 from bcq.packing import pack
 from kernel_classes import tolerance
 from lookup_model import look_up
-from native_builds import emulated_library
 from nodes import activations, among_planes, product, random_weight
 from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 
@@ -22,14 +21,6 @@ LIMITS = {"avx512_t16": 1e-4, "avx512_t8": 1e-2}  # ops/README.md: relative root
 KERNELS = pytest.mark.parametrize("kernel", LEVELS)
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 kernels")
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Core:
-    library = emulated_library(tmp_path_factory.mktemp("emulated"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BCQ_LIBRARY", str(library))
-        return Core.load()
 
 
 SHAPES = [

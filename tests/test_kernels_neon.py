@@ -15,7 +15,6 @@ from bcq.core import Core
 from bcq.packing import PackedWeight, pack
 from kernel_classes import level
 from lookup_model import look_up
-from native_builds import emulated_library
 from nodes import Array, activations, random_weight
 from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 from other_cpu import OtherCpu, Problem, other_cpu
@@ -33,14 +32,6 @@ SHAPES = [
 ]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="NEON is emulated by the instructions of x86")
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Core:
-    library = emulated_library(tmp_path_factory.mktemp("emulated"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BCQ_LIBRARY", str(library))
-        return Core.load()
 
 
 @pytest.fixture(scope="module")

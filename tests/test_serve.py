@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +48,13 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's export."""
-    out = tmp_path_factory.mktemp("serve") / "demo"
-    with as_file(files("bcq") / "demo_model") as source:
-        bcq.export(source, out, bits=2, group_size=32, method="uniform")
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load(folder)
+def model(demo_export: Path) -> Model:
+    return load(demo_export)
 
 
 @contextmanager
-def serving(folder: Path, *words: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "bcq.cli", "serve", str(folder), "--port", "0", "--json", *words]
+def serving(demo_export: Path, *words: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "bcq.cli", "serve", str(demo_export), "--port", "0", "--json", *words]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout
@@ -98,14 +88,14 @@ async def stream(port: int, prompt: str, most: int) -> tuple[int, str, dict[str,
 
 
 def test_a_hundred_streams_at_once_lose_no_token_and_the_server_ends_cleanly(
-    folder: Path, model: Model
+    demo_export: Path, model: Model
 ) -> None:
     prompts = [f"{WORDS[number % len(WORDS)]} {number}" for number in range(STREAMS)]
 
     async def everyone(port: int) -> list[tuple[int, str, dict[str, Any] | None, bool]]:
         return await asyncio.gather(*(stream(port, prompt, TOKENS) for prompt in prompts))
 
-    with serving(folder) as served:
+    with serving(demo_export) as served:
         answers = asyncio.run(everyone(served.port))
         assert served.get("/health") == {"status": "ok", "active": 0, "waiting": 0}
         assert served.end() == (0, served_warning())
@@ -121,8 +111,8 @@ def served_warning() -> str:
     return "warning: the model has no chat template; chats are written as 'User: ...', 'Assistant: ...'\n"
 
 
-def test_a_client_that_leaves_ends_its_answer(folder: Path) -> None:
-    with serving(folder, "--max-active", "1", "--quiet") as served:
+def test_a_client_that_leaves_ends_its_answer(demo_export: Path) -> None:
+    with serving(demo_export, "--max-active", "1", "--quiet") as served:
         for streams in (True, False):
             body = {"model": "demo", "prompt": "The", "max_tokens": 240, "temperature": 0, "stream": streams}
             many = {**body, "prompt": ["The"] * 16}  # thousands of tokens: seconds, if nobody stopped them
@@ -139,7 +129,7 @@ def test_a_client_that_leaves_ends_its_answer(folder: Path) -> None:
 
 @pytest.mark.parametrize(("grace", "whole"), [("30", True), ("0", False)])
 def test_running_streams_have_their_time_to_end_and_are_told_when_it_is_over(
-    folder: Path, model: Model, grace: str, whole: bool
+    demo_export: Path, model: Model, grace: str, whole: bool
 ) -> None:
     async def ended(served: Served) -> tuple[int, str, dict[str, Any] | None, bool]:
         answer = asyncio.create_task(stream(served.port, "The people", 200))
@@ -148,7 +138,7 @@ def test_running_streams_have_their_time_to_end_and_are_told_when_it_is_over(
         served.process.send_signal(signal.SIGTERM)
         return await answer
 
-    with serving(folder, "--grace", grace, "--quiet") as served:
+    with serving(demo_export, "--grace", grace, "--quiet") as served:
         status, text, _, done = asyncio.run(ended(served))
         assert served.process.wait(timeout=60) == 0
     expected = model.generate("The people", 200)
@@ -182,11 +172,11 @@ def test_each_adapter_is_a_model_of_its_name(tmp_path: Path) -> None:
         assert len(set(texts.values())) == 3
 
 
-def test_a_port_that_is_taken_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_said(demo_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert main(["serve", str(folder), "--port", str(taken.getsockname()[1])]) == 6
+        assert main(["serve", str(demo_export), "--port", str(taken.getsockname()[1])]) == 6
     assert "error[E605]: cannot listen at 127.0.0.1" in capsys.readouterr().err
-    assert main(["serve", str(folder), "--port", "0", "--max-active", "0"]) == 2
+    assert main(["serve", str(demo_export), "--port", "0", "--max-active", "0"]) == 2
 
 
 def test_serving_imports_neither_torch_nor_transformers_nor_onnx() -> None:
