@@ -18,6 +18,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from bcq.frontends.cached_call import call_with_cache
+
 NAME = "bcq_fused"  # of the attention function, in transformers' registry
 DOMAIN = "com.microsoft"
 HEAD_STEP = 8  # onnxruntime's operator takes heads of multiples of this only
@@ -69,15 +71,8 @@ class FusedDecoder(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Logits, then key and value of each layer, past and present tokens together."""
         cache = PastApart(past, attention_mask, input_ids.shape[1])
-        positions = {} if position_ids is None else {"position_ids": position_ids}
         with _attending(self.model, cache):
-            result = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-                **positions,
-            )
+            result = call_with_cache(self.model, cache, input_ids, attention_mask, position_ids)
         return (
             result.logits,
             *(tensor for layer in sorted(cache.present) for tensor in cache.present[layer]),

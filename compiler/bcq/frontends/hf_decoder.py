@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from bcq.frontends.cached_call import call_with_cache
 from bcq.frontends.fused_attention import HEAD_STEP, FusedDecoder
 from bcq.frontends.fused_rotary import fused_rotary
 from bcq.frontends.last_logits import marked_head
@@ -73,14 +74,7 @@ class CachedDecoder(nn.Module):
         cache = DynamicCache()
         for layer, (key, value) in enumerate(past):
             cache.update(key, value, layer)
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        result = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=True,
-            **positions,
-        )
+        result = call_with_cache(self.model, cache, input_ids, attention_mask, position_ids)
         present = [tensor for layer in result.past_key_values.layers for tensor in (layer.keys, layer.values)]
         return (result.logits, *present)
 
