@@ -11,7 +11,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -101,6 +101,13 @@ wheel: $(PY) ## a wheel with its manylinux tag, in dist; needs auditwheel and pa
 anywhere: build ## the same tokens in onnxruntime-web (WASM under Node, from npm)
 	npm install --silent --no-audit --no-fund --prefix build/web onnxruntime-web@1.30.0
 	BCQ_NODE_MODULES=$(CURDIR)/build/web/node_modules $(PY) -m pytest -n 0 tests/test_anywhere.py
+
+aarch64: build ## kernels and the C++ example for 64-bit Arm, run by qemu 10 or newer; BCQ_ORT_HEADER=...
+	$(PY) -m pip download --quiet --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 \
+	  --python-version 3.11 --dest build/ort-aarch64 onnxruntime
+	$(PY) -m zipfile -e build/ort-aarch64/onnxruntime-*.whl build/ort-aarch64
+	BCQ_ORT_AARCH64=$(CURDIR)/build/ort-aarch64 $(PY) -m pytest -n 0 tests/test_kernels_arm.py \
+	  tests/test_kernels_neon.py tests/test_sdk_examples.py
 
 footprint: build ## what a C++ program needs, into docs/benchmarks/footprint.md; ONNXRUNTIME_ROOT=...: 15 minutes
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(ONNXRUNTIME_ROOT)

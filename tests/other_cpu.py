@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from nodes import Array
 
 TOOLCHAIN = RUNTIME / "cmake" / "toolchains" / "linux-aarch64.cmake"
 COMPILER = "aarch64-linux-gnu-g++"
-EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
+EMULATORS = (os.environ.get("BCQ_QEMU_AARCH64", ""), "qemu-aarch64", "qemu-aarch64-static")
 SYSTEM = Path("/usr/aarch64-linux-gnu")  # where Debian's cross compiler keeps libc and libstdc++
 
 
@@ -88,9 +89,20 @@ class OtherCpu:
         assert at == len(data)
         return found
 
+    def emulation(self, cpu: str) -> list[str]:
+        """What stands before a command so that an emulated CPU runs it."""
+        return [self.emulator, "-cpu", cpu, "-L", str(SYSTEM)]
+
+    def skip_before(self, version: int, why: str) -> None:
+        """Skips the test where the emulator is older."""
+        told = subprocess.run([self.emulator, "--version"], check=True, capture_output=True, text=True).stdout
+        found = re.search(r"version (\d+)", told)
+        if found is None or int(found[1]) < version:
+            pytest.skip(f"qemu before {version} {why}; name a newer qemu-aarch64 in BCQ_QEMU_AARCH64")
+
     def _run(self, cpu: str, isa: str, *arguments: Path) -> str:
         environment = {**os.environ, "BCQ_ISA": isa}
-        command = [self.emulator, "-cpu", cpu, "-L", str(SYSTEM), str(self.folder / "run_problems")]
+        command = [*self.emulation(cpu), str(self.folder / "run_problems")]
         done = subprocess.run(
             [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=600
         )
@@ -108,7 +120,7 @@ def other_cpu(folder: Path) -> OtherCpu:
     if shutil.which(COMPILER) is None:
         pytest.skip(f"{COMPILER} is not installed (Debian: g++-aarch64-linux-gnu)")
     if emulator is None:
-        pytest.skip(f"{EMULATORS[0]} is not installed (Debian: qemu-user)")
+        pytest.skip(f"{EMULATORS[1]} is not installed (Debian: qemu-user)")
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     shared = folder.parents["PYTEST_XDIST_WORKER" in os.environ] / "other_cpu"

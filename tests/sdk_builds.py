@@ -52,19 +52,42 @@ def shared(archive: Path, library: Path) -> Path:
     return library
 
 
-def onnxruntime_root(folder: Path) -> Path:
-    """A folder like an unpacked release of onnxruntime: this process's library, headers; skips without."""
+def onnxruntime_root(folder: Path, library: Path | None = None) -> Path:
+    """A folder like an unpacked release of onnxruntime: headers, and a library; skips without.
+
+    Args:
+        folder: is made.
+        library: of another machine; None takes the one of this process.
+    """
     header = Path(os.environ.get("BCQ_ORT_HEADER", "/usr/include/onnxruntime/onnxruntime_c_api.h"))
     if not header.with_name("onnxruntime_cxx_api.h").is_file():
         pytest.skip("no C++ headers of onnxruntime; name its onnxruntime_c_api.h in BCQ_ORT_HEADER")
-    libraries = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-    if not libraries:
+    library = library or next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+    if library is None:
         pytest.skip("this onnxruntime package has no libonnxruntime.so")
     (folder / "lib").mkdir(parents=True)
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (folder / "lib" / name).symlink_to(libraries[0])
+        (folder / "lib" / name).symlink_to(library)
     (folder / "include").symlink_to(header.parent)
     return folder
+
+
+def generate_example(folder: Path, operators: Path, library: Path | None = None, by: str = "g++") -> Path:
+    """examples/cpp/generate.cc, built in a folder with an operator library and onnxruntime.
+
+    Args:
+        folder: a test's own.
+        operators: libbcq_ops.so.
+        library: as for `onnxruntime_root`.
+        by: the compiler.
+    """
+    root, program = onnxruntime_root(folder / "onnxruntime", library), folder / "generate"
+    include = [f"-isystem{root / 'include'}", f"-I{RUNTIME / 'capi'}"]
+    linked = [operators, root / "lib" / "libonnxruntime.so"]
+    where = f"-Wl,-rpath,{operators.parent}:{root / 'lib'}"
+    flags = ["-std=c++17", "-Wall", "-Wextra"]
+    ran(compiler(by), EXAMPLES / "generate.cc", *flags, *include, *linked, where, "-o", program)
+    return program
 
 
 def ran(*command: str | Path) -> str:
