@@ -56,7 +56,7 @@ def test_inputs_stand_where_the_custom_ops_read_them() -> None:
 
 def test_the_structures_of_the_c_abi_have_the_size_that_the_header_gives_them() -> None:
     # int64 and pointers take eight bytes, int32 four, and neither structure has a hole.
-    assert ctypes.sizeof(MatMulProblem) == 4 * 8 + 4 * 4 + 9 * 8
+    assert ctypes.sizeof(MatMulProblem) == 4 * 8 + 4 * 4 + 10 * 8
     assert ctypes.sizeof(GatherProblem) == 4 * 8 + 2 * 4 + 7 * 8
     header = (RUNTIME / "core" / "bcq_core.h").read_text(encoding="utf-8")
     for structure, name in ((MatMulProblem, "BcqMatMulProblem"), (GatherProblem, "BcqGatherProblem")):

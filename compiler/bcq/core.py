@@ -50,6 +50,7 @@ class MatMulProblem(ctypes.Structure):
         ("alpha_rest", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
         ("planes", ctypes.c_int64),
+        ("a_is_brain", ctypes.c_int64),
     )
 
 
@@ -173,7 +174,7 @@ class Core:
         """Y = A W^T.
 
         Args:
-            a: float32 or float16 ``[M, K]``, contiguous rows.
+            a: float32, float16 or ml_dtypes' bfloat16 ``[M, K]``, contiguous rows.
             weight: the packed matrix ``[N, K]``.
             kernel: a name from `kernels`, or None for the one that is selected here.
             parts: pieces that the work is cut into, one after the other; 0 chooses.
@@ -195,6 +196,7 @@ class Core:
             bits=weight.bits,
             planes=weight.planes,
             a_is_half=int(a.dtype == np.float16),
+            a_is_brain=int(a.dtype.name == "bfloat16"),
             accuracy_level=accuracy_level,
             a=a.ctypes.data,
             a_stride=a.strides[0] // a.itemsize,

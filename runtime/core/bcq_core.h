@@ -49,6 +49,7 @@ typedef struct BcqMatMulProblem {
   const uint16_t* alpha_rest; /* float16 [T, G, q-1, 16]; NULL when q = 1 */
   const uint16_t* offset;     /* float16 [T, G, 16], or NULL */
   int64_t planes;             /* that codes hold, of which the first `bits` are read; 0: as many as bits */
+  int64_t a_is_brain;         /* 1: A and Y are bfloat16, and a_is_half is 0; bcq_matmul shows kernels float32 */
 } BcqMatMulProblem;
 
 /* Y[i, :] = W[indices[i], :] as float32. */

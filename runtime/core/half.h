@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// IEEE 754 binary16 to binary32 and back in portable integer code; rounds to nearest, ties to even; NaN stays NaN.
+// IEEE 754 binary16 and bfloat16 to binary32 and back in portable integer code; rounds to nearest, ties to even; NaN
+// stays NaN.
 // Internal linkage on purpose: this header is included by files that are compiled for different CPUs.
 #pragma once
 
@@ -46,6 +47,15 @@ static inline uint16_t float_to_half(float value) {
   }
   const uint32_t odd = magnitude >> 13 & 1u;
   return uint16_t(sign | ((magnitude - (112u << 23) + 0xfffu + odd) >> 13));
+}
+
+// bfloat16 is the upper half of a float32.
+static inline float brain_to_float(uint16_t brain) { return bits_to_float(uint32_t(brain) << 16); }
+
+static inline uint16_t float_to_brain(float value) {
+  const uint32_t bits = float_to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40u);
+  return uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
 }  // namespace bcq

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/bcq_core.h"
+#include "core/brain.h"
 #include "core/dispatch.h"
 
 namespace bcq {
@@ -37,11 +38,22 @@ size_t matmul_parts(const MatMulProblem& p) {
   return parts_for(double(p.N) * double(p.K) * p.bits / 8 * double(p.M), units);
 }
 
+// What a kernel needs for p.M rows, and behind that the float32 rows of a bfloat16 problem.
+size_t kernel_bytes(const MatMulProblem& p, const MatMulKernel& kernel) {
+  if (kernel.scratch_bytes == nullptr) return 0;
+  return kernel.scratch_bytes(p.a_is_brain != 0 ? widened(p, nullptr) : p);
+}
+size_t scratch_bytes(const MatMulProblem& p, const MatMulKernel& kernel) {
+  const size_t kernels = kernel_bytes(p, kernel);
+  return p.a_is_brain != 0 ? whole_lines(kernels) + widened_bytes(p) : kernels;
+}
+
 int64_t panel_rows(const MatMulProblem& p, const MatMulKernel& kernel) {
-  if (kernel.scratch_bytes == nullptr || p.M <= kRowSet) return kPanelRows;
   MatMulProblem row = p;
   row.M = 1;
-  const int64_t fitting = int64_t(kPanelBytes / std::max(kernel.scratch_bytes(row), size_t(1)));
+  const size_t bytes = scratch_bytes(row, kernel);
+  if (bytes == 0 || p.M <= kRowSet) return kPanelRows;
+  const int64_t fitting = int64_t(kPanelBytes / bytes);
   return std::min(kPanelRows, std::max(kRowSet, fitting / kRowSet * kRowSet));
 }
 
@@ -127,12 +139,26 @@ void order_lines(const MatMulProblem& p, const MatMulKernel& kernel, uint32_t* t
 
 // The rows [begin, begin + rows) of a problem, or as many as there are.
 MatMulProblem panel_of(const MatMulProblem& p, int64_t begin, int64_t rows) {
-  const size_t element = p.a_is_half ? sizeof(uint16_t) : sizeof(float);
+  const size_t element = p.a_is_half != 0 || p.a_is_brain != 0 ? sizeof(uint16_t) : sizeof(float);
   MatMulProblem panel = with_planes(p);
   panel.M = std::min(rows, p.M - begin);
   panel.a = static_cast<const uint8_t*>(p.a) + size_t(begin) * size_t(p.a_stride) * element;
   panel.y = static_cast<uint8_t*>(p.y) + size_t(begin) * size_t(p.y_stride) * element;
   return panel;
+}
+
+// A bfloat16 panel and the same one in float32.
+struct BrainJob {
+  const MatMulProblem& panel;
+  const MatMulProblem& wide;
+  size_t parts;
+};
+
+template <void (*convert)(const MatMulProblem&, const MatMulProblem&, int64_t)>
+void convert_part(void* data, size_t part) {
+  const BrainJob& job = *static_cast<BrainJob*>(data);
+  const Range rows = share(job.panel.M, part, job.parts);
+  for (int64_t m = rows.begin; m < rows.end; ++m) convert(job.panel, job.wide, m);
 }
 
 void run_panel(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch, size_t parts,
@@ -147,6 +173,15 @@ void run_panel(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch
   for_each_part(parallel_for, pool, run_part, parts, &job);
 }
 
+void run_brain_panel(const MatMulProblem& p, const MatMulKernel& kernel, void* scratch, size_t parts,
+                     BcqParallelFor parallel_for, void* pool) {
+  const MatMulProblem wide = widened(p, static_cast<unsigned char*>(scratch) + whole_lines(kernel_bytes(p, kernel)));
+  BrainJob job{p, wide, std::min(parts == 0 ? matmul_parts(p) : parts, size_t(p.M))};
+  for_each_part(parallel_for, pool, convert_part<widen_row>, job.parts, &job);
+  run_panel(wide, kernel, scratch, parts, parallel_for, pool);
+  for_each_part(parallel_for, pool, convert_part<narrow_row>, job.parts, &job);
+}
+
 }  // namespace
 }  // namespace bcq
 
@@ -155,10 +190,10 @@ extern "C" {
 size_t bcq_matmul_scratch_bytes(const BcqMatMulProblem* problem, const char* name) {
   const bcq::MatMulKernel* kernel =
       name == nullptr ? bcq::select_matmul(*problem, bcq_cpu_flags()) : bcq::find_matmul(name);
-  if (kernel == nullptr || kernel->scratch_bytes == nullptr) return 0;
+  if (kernel == nullptr) return 0;
   bcq::MatMulProblem panel = *problem;
   panel.M = std::min(panel.M, bcq::panel_rows(*problem, *kernel));
-  return kernel->scratch_bytes(panel);
+  return bcq::scratch_bytes(panel, *kernel);
 }
 
 const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* scratch, size_t parts,
@@ -169,8 +204,9 @@ const char* bcq_matmul(const BcqMatMulProblem* problem, const char* name, void* 
   if (error != nullptr) return error;
   if (kernel->supports != nullptr && !kernel->supports(*problem)) return "the kernel does not take this problem";
   const int64_t rows = bcq::panel_rows(*problem, *kernel);
+  const auto run = problem->a_is_brain != 0 ? bcq::run_brain_panel : bcq::run_panel;
   for (int64_t begin = 0; begin < problem->M; begin += rows) {
-    bcq::run_panel(bcq::panel_of(*problem, begin, rows), *kernel, scratch, parts, parallel_for, pool);
+    run(bcq::panel_of(*problem, begin, rows), *kernel, scratch, parts, parallel_for, pool);
   }
   return nullptr;
 }

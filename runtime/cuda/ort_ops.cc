@@ -26,7 +26,7 @@ class CudaKernel {
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor tensor(calls_, value);
-    check_fed(name, tensor, op_.first_input, element_bytes());
+    check_fed(name, tensor, op_.first_input, bytes_of(op_.first_input));
     return tensor;
   }
 
@@ -51,16 +51,15 @@ class CudaKernel {
   const CudaOp& op_;
   const Calls& calls_;
   CudaWeight weight_;
-
- private:
-  size_t element_bytes() const {
-    switch (op_.first_input) {
-      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return 2;
-      case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return 8;
-      default: return 4;
-    }
-  }
 };
+
+int32_t cuda_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return BCQ_CUDA_FLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return BCQ_CUDA_BFLOAT16;
+    default: return BCQ_CUDA_FLOAT32;
+  }
+}
 
 class CudaMatMul : CudaKernel {
  public:
@@ -77,7 +76,7 @@ class CudaMatMul : CudaKernel {
     const Shape shape = a.shape();
     problem.M = checked_product(shape.dims, shape.rank - 1, std::max(problem.K, problem.N) * int64_t(sizeof(float)));
     if (problem.M < 0) throw Refusal{"A shape: the product of its dimensions overflows. Feed fewer rows."};
-    problem.type = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? BCQ_CUDA_FLOAT16 : BCQ_CUDA_FLOAT32;
+    problem.type = cuda_type(op_.first_input);
     problem.accuracy_level = int32_t(weight_.attributes().accuracy_level);
     problem.a = a.data<void>();
     problem.a_stride = problem.K;
@@ -132,7 +131,8 @@ CudaOp on_cuda(const OrtApi* api, const CustomOp& op, const char* last_dimension
 std::vector<CudaOp> cuda_ops(const OrtApi* api, const Calls& calls, const Settings& settings) {
   std::vector<CudaOp> made;
   if (cuda_part() == nullptr) return made;
-  for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16}) {
+  for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
     const CustomOp op = make_custom_op<CudaMatMul>(calls, settings, contract::kBcqMatMul, type, type);
     made.push_back(on_cuda(api, op, "N", false));
   }

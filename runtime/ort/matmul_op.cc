@@ -77,8 +77,7 @@ class MatMul {
     const OrtValue* value = nullptr;
     check(calls_, calls_.KernelContext_GetInput(context, 0, &value));
     const Tensor a(calls_, value);
-    const bool half = op_.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-    check_fed("A", a, op_.first_input, half ? sizeof(uint16_t) : sizeof(float));
+    check_fed("A", a, op_.first_input, bytes_of(op_.first_input));
     refuse_if(check_activation(weight_.attributes(), a.shape()));
     MatMulProblem problem = problem_of(a, weight_.pointers(calls_, context));
     problem.y = output_of(context, a.shape());
@@ -101,6 +100,7 @@ class MatMul {
     p.bits = int32_t(attributes.bits);
     p.planes = attributes.planes;
     p.a_is_half = registration.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    p.a_is_brain = registration.first_input == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
     p.accuracy_level = int32_t(attributes.accuracy_level);
     p.a_stride = p.K;
     p.y_stride = p.N;

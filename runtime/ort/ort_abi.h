@@ -32,7 +32,8 @@ enum ONNXTensorElementDataType : int {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
-  ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32 = 12
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32 = 12,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 = 16
 };
 
 struct OrtApiBase {
@@ -75,6 +76,16 @@ struct OrtCustomOp {
   size_t (*GetAliasMap)(int** input_index, int** output_index);
   void (*ReleaseAliasMap)(int* input_index, int* output_index);
 };
+
+// Bytes of an element of an activation or index.
+inline size_t bytes_of(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return 2;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return 8;
+    default: return 4;
+  }
+}
 
 // The functions that this library calls, by name.
 struct Calls {

@@ -35,6 +35,7 @@ struct Registration {
         settings(chosen),
         ops{matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
             matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
+            matmul_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16),
             gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
             gather_op(calls, settings, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)},
         on_cuda(cuda_ops(api, calls, settings)),
@@ -46,7 +47,7 @@ struct Registration {
 
   const Calls calls;
   const Settings settings;
-  const CustomOp ops[4];
+  const CustomOp ops[5];
   const std::vector<CudaOp> on_cuda;
   Domain domain;
 };

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "core/bcq_core.h"
+#include "core/half.h"
 
 extern "C" BCQ_EXPORT bcq::ort::OrtStatus* RegisterCustomOps(bcq::ort::OrtSessionOptions* options,
                                                              const bcq::ort::OrtApiBase* base);
@@ -19,6 +20,7 @@ constexpr ONNXTensorElementDataType kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT1
 
 ONNXTensorElementDataType first_type(const Sizes& s) {
   if (s.gather) return s.half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  if (s.brain) return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
   return s.half ? kHalf : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
@@ -31,6 +33,7 @@ void fill_first(OrtValue& value, const Sizes& s, std::mt19937& random) {
     const uint16_t half = uint16_t((random() & 0x8000u) | (0x3000u + random() % 0x800u));
     if (s.gather && s.half) reinterpret_cast<int32_t*>(value.data)[i] = int32_t(index);
     else if (s.gather) reinterpret_cast<int64_t*>(value.data)[i] = index;
+    else if (s.brain) reinterpret_cast<uint16_t*>(value.data)[i] = bcq::float_to_brain(number);
     else if (s.half) reinterpret_cast<uint16_t*>(value.data)[i] = half;
     else reinterpret_cast<float*>(value.data)[i] = number;
   }

@@ -22,6 +22,7 @@ struct Sizes {
   bool offset = true;
   bool gather = false;
   bool half = false;  // BcqMatMul: float16 activations; BcqGather: int32 indices
+  bool brain = false;  // BcqMatMul: bfloat16 activations
 };
 
 // Inputs in the order of the contract: A or indices, codes, alpha_1, alpha_rest, offset.

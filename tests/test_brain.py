@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bfloat16 activations: every kernel computes them as float32 ones and rounds once at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from bcq import contract, functions
+from bcq.core import Core
+from bcq.packing import pack
+from guarded import guarded
+from nodes import Array, activations, among_planes, one_node, open_session, product, random_weight
+
+CORE = Core.load()
+BRAIN = np.dtype(ml_dtypes.bfloat16)
+ROUNDING = 2.0**-8  # half a step of 8 significant bits
+KERNELS = [row.name for row in CORE.kernels("BcqMatMul") if not row.flags & ~CORE.detected_flags()]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("M", [1, 3, 17, 70])
+def test_every_kernel_gives_the_float32_result_rounded_once(kernel: str, M: int) -> None:
+    # The same float32 activations reach the kernel on both sides, so not even the last bit may differ.
+    weight = among_planes(random_weight(50, 130, 3, 32, offset=True), 4)
+    a = activations(M, 130).astype(BRAIN)
+    level = next(level for level in (0, 4, 1) if takes(kernel, level))
+    got = CORE.matmul(guarded(a), weight, kernel=kernel, accuracy_level=level)
+    expected = CORE.matmul(a.astype(np.float32), weight, kernel=kernel, accuracy_level=level)
+    assert got.dtype == BRAIN
+    np.testing.assert_array_equal(got.view(np.uint16), expected.astype(BRAIN).view(np.uint16))
+
+
+def takes(kernel: str, level: int) -> bool:
+    """Whether a kernel runs a small problem at an accuracy level."""
+    try:
+        CORE.matmul(
+            activations(1, 130), pack(random_weight(50, 130, 3, 32)), kernel=kernel, accuracy_level=level
+        )
+    except ValueError:
+        return False
+    return True
+
+
+def test_every_bfloat16_survives_the_way_in_and_out() -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(BRAIN)
+    weight = random_weight(1, 1, 1, 1)
+    weight.alpha[:] = 1.0
+    sign = weight.dequantize()[0, 0]
+    y = CORE.matmul(values[:, None], pack(weight), kernel="scalar")[:, 0].astype(np.float32) * sign
+    finite = ~np.isnan(values.astype(np.float32))
+    np.testing.assert_array_equal(y[finite], values.astype(np.float32)[finite])
+    assert np.isnan(y[~finite]).all()
+
+
+@pytest.mark.parametrize("M", [0, 1, 5, 200])
+def test_rows_come_alone_as_in_a_batch(M: int) -> None:
+    packed = pack(random_weight(40, 100, 2, 32))
+    a = activations(M, 100).astype(BRAIN)
+    whole = CORE.matmul(a, packed)
+    assert whole.shape == (M, 40)
+    for m in range(0, M, 33):
+        alone = CORE.matmul(a[m : m + 1], packed)
+        np.testing.assert_array_equal(alone.view(np.uint16), whole[m : m + 1].view(np.uint16))
+
+
+def brain_model(weight: Any, opset: int, with_functions: bool) -> onnx.ModelProto:
+    """float32 in, one BcqMatMul on bfloat16, float32 out; NumPy has no bfloat16 of its own to feed."""
+    model = one_node(contract.MATMUL, weight, np.float32, ("batch",))
+    graph = model.graph
+    graph.node[0].input[0], graph.node[0].output[0] = "A_brain", "Y_brain"
+    into = helper.make_node("Cast", ["A"], ["A_brain"], to=TensorProto.BFLOAT16)
+    out = helper.make_node("Cast", ["Y_brain"], ["Y"], to=TensorProto.FLOAT)
+    nodes = [into, graph.node[0], out]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    model.opset_import[0].version = opset
+    if with_functions:
+        made = functions.functions(opset, ir.DataType.BFLOAT16)
+        model.functions.extend(ir.serde.serialize_function(f) for f in made)
+    return model
+
+
+def allowed(a: Array, exact: Array) -> Array:
+    """One rounding to bfloat16, behind sums that are near-exact: 1e-4 of outputs of the size of 10."""
+    return np.asarray(ROUNDING * np.abs(exact) + 2e-3)
+
+
+@pytest.mark.parametrize("M", [0, 1, 5])
+def test_a_session_multiplies_in_bfloat16(M: int) -> None:
+    weight = random_weight(50, 100, 3, 32, offset=True)
+    a = activations(M, 100).astype(BRAIN).astype(np.float32)
+    y = open_session(brain_model(weight, 18, with_functions=False)).run(None, {"A": a})[0]
+    exact = product(a, weight)
+    assert (np.abs(y - exact) <= allowed(a, exact)).all()
+    assert (y == y.astype(BRAIN).astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+def test_the_functions_say_the_same_in_bfloat16(opset: int) -> None:
+    import onnxruntime as ort
+    from onnx.reference import ReferenceEvaluator
+
+    weight = random_weight(20, 70, 2, 32, offset=True)
+    a = activations(3, 70).astype(BRAIN).astype(np.float32)
+    model = brain_model(weight, opset, with_functions=True)
+    plain = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    exact = product(a, weight)
+    for y in (plain.run(None, {"A": a})[0], ReferenceEvaluator(model).run(None, {"A": a})[0]):
+        assert (np.abs(y - exact) <= allowed(a, exact)).all()
