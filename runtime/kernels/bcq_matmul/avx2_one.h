@@ -9,30 +9,48 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kPlanesAtOnce = 8;  // whose sums are taken together; also the most bits
+constexpr int64_t kTreesAtOnce = 8;  // whose sums are taken together; also the most bits
 constexpr int64_t kWordsAhead = 1024;  // of the codes to prefetch: 4 KB, what a thread needs to stream from memory
 
 // Blocks of one row of A whose look-ups are done.
 struct Pending {
-  Merged merged[kPlanesAtOnce];
-  LookupBlock blocks[kPlanesAtOnce];
+  Merged merged[kTreesAtOnce];
+  LookupBlock blocks[kTreesAtOnce];
   int64_t count;
 };
+
+// Codes that pass once, from end to end: each tree reads its own lines and prefetches as many, those of all planes
+// together in the order in which they lie. These are the ones of a plane that is `planes` further on.
+template <int chunks, typename Order>
+inline FromCodes<Order> further(const FromCodes<Order>& codes, int64_t planes) {
+  const int64_t lines = std::is_same_v<Order, GappedOrder> ? 1 : chunks;
+  return {codes.first + planes * kTileRows, codes.stride, codes.next + planes * lines * kTileRows};
+}
+
+template <typename Order>
+inline FromCodes<Order> first_plane(const MatMulProblem& p, const uint32_t* line) {
+  constexpr bool gaps = std::is_same_v<Order, GappedOrder>;
+  const int64_t stride = (gaps ? p.planes : p.bits) * kTileRows;
+  return {line, stride, line + (gaps ? kWordsAhead / stride * stride : kWordsAhead)};
+}
 
 // 16-bit entries: a tree of low and one of high bytes for each plane.
 struct OneT16 {
   static constexpr Entries kEntries = kT16;
-  static constexpr int64_t kTiles = 1;
+  static int64_t trees(int64_t bits) { return bits; }
 
   template <int chunks, typename Order>
-  static Merged look_up(const FromCodes<Order>& codes, int64_t, const uint8_t* tables) {
-    return look_up_block<chunks>(
-        OneLineTwoTables<FromCodes<Order>>{codes, tables, tables + kVectorTables, kT16.table_bytes});
+  static void look_up(int64_t bits, FromCodes<Order> codes, const uint8_t* tables, Merged* merged) {
+    for (const Merged* end = merged + bits; merged < end; codes = further<chunks>(codes, 1)) {
+      keep_in_memory(tables);
+      *merged++ = look_up_block<chunks>(
+          OneLineTwoTables<FromCodes<Order>>{codes, tables, tables + kVectorTables, kT16.table_bytes});
+    }
   }
 
   // Not inlined: compilers would keep its constants in registers during the look-ups, which need all of them.
   __attribute__((noinline)) static void add(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row,
-                                            int64_t tile, int64_t, const Pending& pending, float* outputs) {
+                                            int64_t tile, const Pending& pending, float* outputs) {
     const Merged* merged = pending.merged;
     Sixteen y = load(outputs);
     for (const LookupBlock* block = pending.blocks; block < pending.blocks + pending.count; ++block) {
@@ -47,88 +65,78 @@ struct OneT16 {
   }
 };
 
-// 8-bit entries: a tree for each of two tiles. An odd last one is computed twice.
+// 8-bit entries: a tree for each of two planes, which share the loads of tables, or for each half of a last odd plane.
 struct OneT8 {
   static constexpr Entries kEntries = kT8;
-  static constexpr int64_t kTiles = 2;
+  static int64_t trees(int64_t bits) { return (bits + 1) / 2; }
 
   template <int chunks, typename Order>
-  static Merged look_up(const FromCodes<Order>& codes, int64_t to_other, const uint8_t* tables) {
-    const FromCodes<Order> other = {codes.first + to_other, codes.stride, codes.next + to_other};
-    return look_up_block<chunks>(TwoLinesOneTable<FromCodes<Order>>{codes, other, tables, kT8.table_bytes});
+  static void look_up(int64_t bits, FromCodes<Order> codes, const uint8_t* tables, Merged* merged) {
+    for (; bits > 1; bits -= 2, codes = further<chunks>(codes, 2)) {
+      keep_in_memory(tables);
+      *merged++ = look_up_block<chunks>(
+          TwoLinesOneTable<FromCodes<Order>>{codes, further<chunks>(codes, 1), tables, kT8.table_bytes});
+    }
+    if (bits == 0) return;
+    keep_in_memory(tables);
+    *merged = look_up_block<(chunks + 1) / 2>(Halves<FromCodes<Order>, chunks>{codes, tables, kT8.table_bytes});
   }
 
   __attribute__((noinline)) static void add(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row,
-                                            int64_t tile, int64_t tiles, const Pending& pending, float* outputs) {
-    const int64_t other = (tiles - 1) * plan.groups;  // cells from a tile to the other
-    float* outputs_b = outputs + (tiles - 1) * kTileRows;
+                                            int64_t tile, const Pending& pending, float* outputs) {
     const Merged* merged = pending.merged;
-    Sixteen a = load(outputs);
-    Sixteen b = load(outputs_b);
+    Sixteen y = load(outputs);
     for (const LookupBlock* block = pending.blocks; block < pending.blocks + pending.count; ++block) {
       const int64_t cell = tile * plan.groups + block->group;
       const float scale = row.scale[block->number] * kOver65536;
-      for (int64_t plane = 0; plane < p.bits; ++plane, ++merged) {
-        const WordSums sums = without_bias(word_sums(*merged), block->chunks);
-        add_scaled(a, sixteen_halves(plane_alpha(p, cell, plane)), scale, sums_of_8_bits(stream_a(sums)));
-        add_scaled(b, sixteen_halves(plane_alpha(p, cell + other, plane)), scale, sums_of_8_bits(stream_b(sums)));
+      const auto add_plane = [&](int64_t plane, __m256i words) {
+        add_scaled(y, sixteen_halves(plane_alpha(p, cell, plane)), scale,
+                   sums_of_8_bits(without_bias(words, block->chunks)));
+      };
+      int64_t plane = 0;
+      for (; plane + 1 < p.bits; plane += 2) {
+        const WordSums sums = word_sums(*merged++);
+        add_plane(plane, stream_a(sums));
+        add_plane(plane + 1, stream_b(sums));
       }
-      if (p.offset) add_offset(a, sixteen_halves(p.offset + cell * kTileRows), row.sum[block->number]);
-      if (p.offset) add_offset(b, sixteen_halves(p.offset + (cell + other) * kTileRows), row.sum[block->number]);
+      if (plane < p.bits) add_plane(plane, both_streams(word_sums(*merged++)));
+      if (p.offset) add_offset(y, sixteen_halves(p.offset + cell * kTileRows), row.sum[block->number]);
     }
-    store(outputs, a);
-    store(outputs_b, b);
+    store(outputs, y);
   }
 };
 
-// The look-ups of all planes of a block. Plane by plane, the next lines are prefetched in the order in which they lie.
-template <typename Method, int chunks, typename Order>
-inline void look_up_planes(const MatMulProblem& p, const uint32_t* line, int64_t to_other, const uint8_t* tables,
-                           Merged* merged) {
-  constexpr bool gaps = std::is_same_v<Order, GappedOrder>;
-  const int64_t stride = (gaps ? p.planes : p.bits) * kTileRows;
-  FromCodes<Order> codes = {line, stride, line + (gaps ? kWordsAhead / stride * stride : kWordsAhead)};
-  for (const Merged* end = merged + p.bits; merged < end; ++merged) {
-    keep_in_memory(tables);
-    *merged = Method::template look_up<chunks>(codes, to_other, tables);
-    codes.first += kTileRows;
-    codes.next += (gaps ? 1 : chunks) * kTileRows;
-  }
-}
-
 template <typename Method, typename Order>
-void tiles_for_one(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row, int64_t tile, int64_t tiles,
-                   float* y) {
-  const int64_t to_other = (tiles - 1) * plan.chunks * p.planes * kTileRows;
-  const int64_t room = kPlanesAtOnce / p.bits;
-  for (int64_t i = 0; i < tiles; ++i) store(y + i * kTileRows, Sixteen{});
+void tile_for_one(const MatMulProblem& p, const LookupPlan& plan, const LookupRow& row, int64_t tile, float* y) {
+  const int64_t trees = Method::trees(p.bits);
+  const int64_t room = kTreesAtOnce / trees;
+  store(y, Sixteen{});
   Pending pending;
   pending.count = 0;
   for_each_block(plan, [&](const LookupBlock& block) {
-    const uint32_t* line = first_line(p, plan, block, tile);
+    const FromCodes<Order> codes = first_plane<Order>(p, first_line(p, plan, block, tile));
     const uint8_t* tables = first_table(plan, row, block);
-    Merged* merged = pending.merged + pending.count * p.bits;
+    Merged* merged = pending.merged + pending.count * trees;
     switch (block.chunks) {
-      case 4: look_up_planes<Method, 4, Order>(p, line, to_other, tables, merged); break;
-      case 3: look_up_planes<Method, 3, Order>(p, line, to_other, tables, merged); break;
-      case 2: look_up_planes<Method, 2, Order>(p, line, to_other, tables, merged); break;
-      default: look_up_planes<Method, 1, Order>(p, line, to_other, tables, merged);
+      case 4: Method::template look_up<4>(p.bits, codes, tables, merged); break;
+      case 3: Method::template look_up<3>(p.bits, codes, tables, merged); break;
+      case 2: Method::template look_up<2>(p.bits, codes, tables, merged); break;
+      default: Method::template look_up<1>(p.bits, codes, tables, merged);
     }
     pending.blocks[pending.count++] = block;
     if (pending.count < room) return;
-    Method::add(p, plan, row, tile, tiles, pending, y);
+    Method::add(p, plan, row, tile, pending, y);
     pending.count = 0;
   });
-  Method::add(p, plan, row, tile, tiles, pending, y);
+  Method::add(p, plan, row, tile, pending, y);
 }
 
 template <typename Method, typename Order>
 void run_one(const MatMulProblem& p, const LookupPlan& plan, const RowSet& set, int64_t begin_tile, int64_t end_tile) {
-  alignas(64) float y[Method::kTiles * kTileRows];
-  for (int64_t tile = begin_tile; tile < end_tile; tile += Method::kTiles) {
-    const int64_t tiles = end_tile - tile < Method::kTiles ? end_tile - tile : Method::kTiles;
-    tiles_for_one<Method, Order>(p, plan, set.rows[0], tile, tiles, y);
-    for (int64_t i = 0; i < tiles; ++i) store_tile(p, set.numbers[0], tile + i, y + i * kTileRows, *set.rows[0].out);
+  alignas(64) float y[kTileRows];
+  for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
+    tile_for_one<Method, Order>(p, plan, set.rows[0], tile, y);
+    store_tile(p, set.numbers[0], tile, y, *set.rows[0].out);
   }
 }
 

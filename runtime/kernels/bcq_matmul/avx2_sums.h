@@ -86,7 +86,7 @@ inline Two look_up_two(const uint8_t* even, const Nibbles& a, const Nibbles& b, 
   return average(evens, odds);
 }
 
-// Two index streams and one table: two tiles of T8. A table is loaded once for both.
+// Two index streams and one table: two planes of T8. A table is loaded once for both.
 template <typename Source>
 struct TwoLinesOneTable {
   Source source_a;
@@ -100,6 +100,28 @@ struct TwoLinesOneTable {
     auto b = source_b.line(chunk);
     const Two x = look_up_two(at, Source::x(a), Source::x(b), sums);
     return average(x, look_up_two(at + 64, Source::y(a), Source::y(b), sums));
+  }
+};
+
+// One plane of T8, whose chunks are dealt to both streams: the first half, rounded up, and the rest.
+template <typename Source, int chunks>
+struct Halves {
+  static constexpr int kFirst = (chunks + 1) / 2;
+  Source source;
+  const uint8_t* table;
+  int64_t stride;
+
+  [[gnu::always_inline]] Two averages(int chunk, Two& sums) const {
+    const __m256i a = one(chunk, sums.a);
+    return {a, kFirst + chunk < chunks ? one(kFirst + chunk, sums.b) : _mm256_setzero_si256()};
+  }
+
+ private:
+  [[gnu::always_inline]] __m256i one(int chunk, __m256i& sum) const {
+    const uint8_t* at = table + chunk * stride;
+    auto line = source.line(chunk);
+    const __m256i x = look_up_pair(at, Source::x(line), sum);
+    return _mm256_avg_epu8(x, look_up_pair(at + 64, Source::y(line), sum));
   }
 };
 
@@ -153,6 +175,8 @@ inline WordSums word_sums(const Merged& merged) {
 // All sixteen rows of stream A or B.
 inline __m256i stream_a(const WordSums& sums) { return _mm256_permute2x128_si256(sums.front, sums.back, 0x20); }
 inline __m256i stream_b(const WordSums& sums) { return _mm256_permute2x128_si256(sums.front, sums.back, 0x31); }
+
+inline __m256i both_streams(const WordSums& sums) { return _mm256_add_epi16(stream_a(sums), stream_b(sums)); }
 
 // Sums over a block of entries that are stored as v + 128.
 inline __m256i without_bias(__m256i words, int64_t chunks) {
