@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -356,6 +356,98 @@ def test_sizes_that_do_not_fit_are_refused_with_the_words_of_the_operators(
     )
     assert "Is a directory" not in refusal(library, folder)
     assert "no ONNX model" in refusal(library, RUNTIME.parent / "LICENSE")
+
+
+def changed(written: Written, folder: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    """A copy of the written model whose graph says something else."""
+    shutil.copytree(written[0], folder)
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    change(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def place_of(model: onnx.ModelProto, name: str, key: str) -> onnx.StringStringEntryProto:
+    """An entry of a tensor's external data."""
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return next(entry for entry in tensor.external_data if entry.key == key)
+
+
+def overlap(model: onnx.ModelProto) -> None:
+    place_of(model, "large.alpha_1", "offset").value = place_of(model, "large.codes", "offset").value
+
+
+def store_twice(model: onnx.ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    tensor.raw_data = b"1234"
+
+
+TWICE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "an attribute": (
+        lambda m: m.graph.node[0].attribute.append(m.graph.node[0].attribute[0]),
+        "got it twice",
+    ),
+    "an initializer": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "got it twice"),
+    "bytes": (overlap, "overlaps that of another tensor"),
+    "data": (store_twice, "both inside and outside"),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_what_a_file_says_twice_is_refused(
+    library: ctypes.CDLL, written: Written, tmp_path: Path, what: str
+) -> None:
+    change, reason = TWICE[what]
+    told = refusal(library, changed(written, tmp_path / "model", change))
+    assert reason in told
+    assert "model.onnx" in told
+
+
+def test_a_refusal_is_one_clean_line_however_long(
+    library: ctypes.CDLL, written: Written, tmp_path: Path
+) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.node[0].name = "two\nlines \x7f" + "\u00e4" * 300
+        model.graph.node[0].attribute[0].i = 99
+
+    folder = changed(written, tmp_path / "model", rename)
+    told = refusal(library, folder)  # decodes it: no character is cut in half
+    assert "two?lines ?\u00e4" in told
+    assert len(told.encode()) in (398, 399)
+
+
+def test_factors_that_many_matrices_share_are_copied_once(
+    library: ctypes.CDLL, written: Written, tmp_path: Path
+) -> None:
+    def share(model: onnx.ModelProto) -> None:
+        codes = next(tensor for tensor in model.graph.initializer if tensor.name == "small.codes")
+        for number in range(3):
+            copy, node = model.graph.initializer.add(), model.graph.node.add()
+            copy.CopyFrom(codes)
+            node.CopyFrom(model.graph.node[1])
+            copy.name = node.input[1] = f"copy_{number}.codes"
+
+    with opened(library, changed(written, tmp_path / "model", share)) as model:
+        names = [b"small", *(b"copy_%d" % number for number in range(3))]
+        found = [library.bcq_model_find(model, name).contents for name in names]
+        assert len({matrix.alpha_1 for matrix in found}) == 1
+
+
+def test_external_data_counts_only_where_the_tensor_says_that_it_is_external(
+    library: ctypes.CDLL, written: Written, tmp_path: Path
+) -> None:
+    def inside(model: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "large.codes")
+        entries = list(tensor.external_data)
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(written[0]))
+        tensor.data_location = TensorProto.DEFAULT
+        tensor.external_data.extend(entries)
+        place_of(model, "large.codes", "location").value = "../elsewhere"
+
+    with opened(library, changed(written, tmp_path / "model", inside)) as model:
+        matrix = library.bcq_model_find(model, b"large").contents
+        expected = pack(written[1]["large"]).codes.tobytes()
+        assert ctypes.string_at(matrix.codes, len(expected)) == expected
 
 
 def test_the_examples_build_against_the_installed_package_and_run(

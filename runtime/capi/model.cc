@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reader of bcq.h: maps an exported model and finds its packed matrices. Nodes say what a matrix is, initializers
 // where it lies; the validator of the operators checks both.
-#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <new>
+#include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "capi/bcq.h"
 #include "capi/mapped_file.h"
 #include "capi/onnx_file.h"
 #include "contract.h"
+#include "core/shown.h"
 #include "core/validate.h"
 
 namespace bcq::capi {
@@ -39,10 +44,9 @@ std::string folder_of(const std::string& file) {
 class Model {
  public:
   explicit Model(const std::string& path) : path_(is_folder(path) ? path + "/" + kModelName : path), file_(path_) {
-    const OnnxGraph graph = read_graph(file_.bytes());
-    for (const Node& node : graph.nodes) {
-      if (node.domain == contract::kDomain) add(graph, node);
-    }
+    const OnnxGraph graph = read();
+    for (const Node& node : graph.nodes) add(graph, node);
+    inside_.clear();  // it names initializers of the graph
   }
 
   const std::deque<Named>& matrices() const { return matrices_; }
@@ -53,12 +57,26 @@ class Model {
   }
 
  private:
+  // A data file, and the bytes of it that tensors have, from where to where.
+  struct Data {
+    std::unique_ptr<MappedFile> file;
+    std::map<uint64_t, uint64_t> used;
+  };
+
+  OnnxGraph read() const {
+    try {
+      return read_graph(file_.bytes(), contract::kDomain);
+    } catch (const FileError& wrong) {
+      throw FileError(path_ + ": " + wrong.what());
+    }
+  }
+
   // Matrices that several nodes share (an embedding that is also the head) are there once.
   void add(const OnnxGraph& graph, const Node& node) {
     if (node.inputs.size() != kParts + 1) fail(node, "expected 5 inputs");
     const std::string name = without_suffix(node.inputs[1]);
     if (by_name_.count(name) != 0) return;
-    matrices_.push_back({name, read(graph, node)});
+    matrices_.push_back({name, matrix_of(graph, node)});
     by_name_[name] = matrices_.size() - 1;
   }
 
@@ -68,7 +86,7 @@ class Model {
     return ends ? codes.substr(0, codes.size() - suffix) : codes;
   }
 
-  BcqMatrix read(const OnnxGraph& graph, const Node& node) {
+  BcqMatrix matrix_of(const OnnxGraph& graph, const Node& node) {
     Attributes attributes = attributes_of(node);
     const Initializer* parts[kParts];
     for (size_t i = 0; i < kParts; ++i) {
@@ -93,8 +111,14 @@ class Model {
     matrix.alpha_1 = half(1);
     matrix.alpha_rest = half(2);
     matrix.offset = half(3);
-    refuse(node, check_padding(attributes, matrix.codes));
+    check_padding_once(node, attributes, matrix);
     return matrix;
+  }
+
+  // Many matrices may have the same codes: a small file must not take hours.
+  void check_padding_once(const Node& node, const Attributes& attributes, const BcqMatrix& matrix) {
+    const bool first = checked_.insert({matrix.codes, matrix.N, matrix.K, matrix.planes}).second;
+    if (first) refuse(node, check_padding(attributes, matrix.codes));
   }
 
   Attributes attributes_of(const Node& node) const {
@@ -136,7 +160,7 @@ class Model {
     if (elements < 0) fail(node, "a tensor is too large");
     const size_t wanted = size_t(elements * element);
     if (wanted == 0) return nullptr;
-    const View bytes = tensor.location.empty() ? inlined(tensor) : external(node, tensor);
+    const View bytes = tensor.external ? external(node, tensor) : inlined(tensor);
     if (bytes.size != wanted) {
       fail(node, "bytes: got " + std::to_string(bytes.size) + ", expected " + std::to_string(wanted));
     }
@@ -144,23 +168,39 @@ class Model {
     return bytes.data;
   }
 
-  // Small tensors lie in the graph file, at any byte: an aligned copy is kept.
+  // Small tensors lie in the graph file, at any byte: an aligned copy is kept, one for all nodes that read it.
   View inlined(const Initializer& tensor) {
+    const auto known = inside_.find(&tensor);
+    if (known != inside_.end()) return known->second;
     copies_.emplace_back(tensor.raw.data, tensor.raw.data + tensor.raw.size);
-    return {copies_.back().data(), copies_.back().size()};
+    return inside_[&tensor] = {copies_.back().data(), copies_.back().size()};
   }
 
   View external(const Node& node, const Initializer& tensor) {
-    if (tensor.location.find('/') != std::string::npos || tensor.location.find('\0') != std::string::npos) {
+    const std::string& place = tensor.location;
+    if (tensor.raw.size != 0) fail(node, "its data lies both inside and outside of the file");
+    if (place.empty() || place.find('/') != std::string::npos || place.find('\0') != std::string::npos) {
       fail(node, "its data lies in another folder, which is not allowed");
     }
-    std::unique_ptr<MappedFile>& file = files_[tensor.location];
-    if (file == nullptr) file = std::make_unique<MappedFile>(folder_of(path_) + "/" + tensor.location);
-    const View all = file->bytes();
+    Data& data = data_[place];
+    if (data.file == nullptr) data.file = std::make_unique<MappedFile>(folder_of(path_) + "/" + place);
+    const View all = data.file->bytes();
     if (tensor.offset > all.size || tensor.length > all.size - tensor.offset) {
-      fail(node, "its data ends behind the end of " + tensor.location + ", which may be cut short: copy it again");
+      fail(node, "its data ends behind the end of " + place + ", which may be cut short: copy it again");
+    }
+    if (!is_own(data.used, tensor.offset, tensor.offset + tensor.length)) {
+      fail(node, "its data in " + place + " overlaps that of another tensor");
     }
     return {all.data + tensor.offset, size_t(tensor.length)};
+  }
+
+  // Tensors may share their bytes, but not a part of them.
+  static bool is_own(std::map<uint64_t, uint64_t>& used, uint64_t first, uint64_t last) {
+    const auto next = used.upper_bound(first);
+    if (next != used.end() && next->first < last) return false;
+    if (next == used.begin()) return used.emplace(first, last).second;
+    const auto& [from, to] = *std::prev(next);
+    return to <= first ? used.emplace(first, last).second : from == first && to == last;
   }
 
   void refuse(const Node& node, const std::string& wrong) const {
@@ -173,8 +213,10 @@ class Model {
 
   std::string path_;
   MappedFile file_;
-  std::map<std::string, std::unique_ptr<MappedFile>> files_;
+  std::map<std::string, Data> data_;
+  std::map<const Initializer*, View> inside_;
   std::deque<std::vector<uint8_t>> copies_;
+  std::set<std::tuple<const uint32_t*, int64_t, int64_t, int32_t>> checked_;
   std::deque<Named> matrices_;
   std::map<std::string, size_t> by_name_;
 };
@@ -188,11 +230,15 @@ struct BcqModel {
 
 namespace {
 
+// Names in a message may come from the file.
 void tell(const char* text, char* why, size_t why_bytes) {
   if (why == nullptr || why_bytes == 0) return;
-  const size_t length = std::min(std::strlen(text), why_bytes - 1);
-  std::memcpy(why, text, length);
-  why[length] = '\0';
+  try {
+    const std::string line = bcq::shown(text, why_bytes - 1);
+    std::memcpy(why, line.c_str(), line.size() + 1);
+  } catch (const std::bad_alloc&) {
+    std::snprintf(why, why_bytes, "out of memory");
+  }
 }
 
 }  // namespace

@@ -2,12 +2,15 @@
 #include "capi/onnx_file.h"
 
 #include <cstdlib>
+#include <utility>
 
 namespace bcq::capi {
 namespace {
 
 constexpr unsigned kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5;
 constexpr int kLongestVarint = 10;
+
+[[noreturn]] void twice(const std::string& what) { throw FileError(what + ": got it twice, expected it once"); }
 
 [[noreturn]] void no_model() { throw FileError("this is no ONNX model, or it is cut short: copy or export it again"); }
 
@@ -73,8 +76,8 @@ void read_attribute(View bytes, Node& node) {  // AttributeProto: name 1, i 3, s
     if (field.tag == 3) number = field;
     if (field.tag == 4) text = field;
   }
-  if (number.tag != 0) node.numbers[name] = int64_t(number.number);
-  if (text.tag != 0) node.texts[name] = text.text();
+  if (number.tag != 0 && !node.numbers.emplace(name, int64_t(number.number)).second) twice("attribute '" + name + "'");
+  if (text.tag != 0 && !node.texts.emplace(name, text.text()).second) twice("attribute '" + name + "'");
 }
 
 Node read_node(View bytes) {  // NodeProto: input 1, name 3, attribute 5, domain 7
@@ -111,7 +114,7 @@ void read_dims(const Field& field, Initializer& tensor) {  // packed, or one by 
   for (Message packed(field.bytes); !packed.done();) tensor.dims.push_back(int64_t(packed.varint()));
 }
 
-// TensorProto: dims 1, data_type 2, name 8, raw_data 9, external_data 13
+// TensorProto: dims 1, data_type 2, name 8, raw_data 9, external_data 13, data_location 14 (1: external)
 void read_tensor(View bytes, OnnxGraph& graph) {
   Initializer tensor;
   std::string name;
@@ -122,13 +125,14 @@ void read_tensor(View bytes, OnnxGraph& graph) {
     if (field.tag == 8) name = field.text();
     if (field.tag == 9) tensor.raw = field.bytes;
     if (field.tag == 13) read_place(field.bytes, tensor);
+    if (field.tag == 14) tensor.external = field.number == 1;
   }
-  graph.initializers[name] = tensor;
+  if (!graph.initializers.emplace(name, tensor).second) twice("initializer '" + name + "'");
 }
 
 }  // namespace
 
-OnnxGraph read_graph(View file) {
+OnnxGraph read_graph(View file, const std::string& domain) {
   OnnxGraph graph;
   Message model(file);
   bool found = false;
@@ -137,7 +141,10 @@ OnnxGraph read_graph(View file) {
     found = true;
     Message message(field.bytes);
     for (Field part; message.next(part);) {  // GraphProto: node 1, initializer 5
-      if (part.tag == 1) graph.nodes.push_back(read_node(part.bytes));
+      if (part.tag == 1) {
+        Node node = read_node(part.bytes);
+        if (node.domain == domain) graph.nodes.push_back(std::move(node));
+      }
       if (part.tag == 5) read_tensor(part.bytes, graph);
     }
   }

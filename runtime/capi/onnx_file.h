@@ -26,18 +26,19 @@ struct Node {
 struct Initializer {
   std::vector<int64_t> dims;
   int64_t type = 0;
-  View raw = {nullptr, 0};  // inside the file; what an initializer without location holds
-  std::string location;     // of external data
+  View raw = {nullptr, 0};  // inside the file
+  bool external = false;    // the bytes lie in another file instead, at:
+  std::string location;
   uint64_t offset = 0;
   uint64_t length = 0;
 };
 
 struct OnnxGraph {
-  std::vector<Node> nodes;
+  std::vector<Node> nodes;  // of the domain that was asked for
   std::map<std::string, Initializer> initializers;
 };
 
-// Throws FileError when the bytes are no ONNX model. Subgraphs are not looked into.
-OnnxGraph read_graph(View file);
+// Throws FileError when the bytes are no ONNX model, or say something twice. Subgraphs are not looked into.
+OnnxGraph read_graph(View file, const std::string& domain);
 
 }  // namespace bcq::capi

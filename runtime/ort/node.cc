@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "core/shown.h"
+
 namespace bcq::ort {
 namespace {
 
@@ -58,33 +60,6 @@ std::string read_string(const Calls& calls, const OrtKernelInfo* info, const cha
   std::string text;
   const auto get = [&](char* out, size_t* size) { return calls.KernelInfoGetAttribute_string(info, name, out, size); };
   if (!read_text(get, calls, text)) refuse_attribute(name, "string");
-  return text;
-}
-
-// Bytes of the UTF-8 character at `at`, or 0 when there is none: messages reach programs that refuse other bytes.
-size_t utf8_length(const std::string& text, size_t at) {
-  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
-  const unsigned first = byte(at);
-  const size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(at + i) & 0xc0) != 0x80) return 0;
-  }
-  const unsigned second = byte(at + 1);
-  const bool overlong = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
-  const bool outside = (first == 0xed && second >= 0xa0) || (first == 0xf4 && second >= 0x90);
-  return overlong || outside ? 0 : length;
-}
-
-// A name as it may stand in a message: short, no control characters, valid UTF-8.
-std::string shown(const std::string& name) {
-  constexpr size_t kLongest = 200;
-  std::string text;
-  for (size_t at = 0; at < name.size() && text.size() < kLongest;) {
-    const size_t length = utf8_length(name, at);
-    const bool control = static_cast<unsigned char>(name[at]) < 0x20 || name[at] == 0x7f;
-    text += length == 0 || control ? "?" : name.substr(at, length);
-    at += length == 0 ? 1 : length;
-  }
   return text;
 }
 
