@@ -59,8 +59,8 @@ class Problem:
         """As ``native/run_problems.cc`` reads it."""
         w = self.weight
         half = self.a.dtype == np.float16
-        sizes = (self.is_gather, len(self.a), w.inputs, w.rows, w.group_size, w.bits, half)
-        header = struct.pack("<9q32s", *sizes, self.level, self.parts, self.kernel.encode())
+        sizes = (self.is_gather, len(self.a), w.inputs, w.rows, w.group_size, w.bits, w.planes, half)
+        header = struct.pack("<10q32s", *sizes, self.level, self.parts, self.kernel.encode())
         arrays = [np.ascontiguousarray(x).tobytes() for x in (self.a, *w.tensors().values())]
         return header + b"".join(struct.pack("<q", len(data)) + data for data in arrays)
 

@@ -15,7 +15,7 @@ from bcq.core import Core
 from bcq.packing import PackedWeight, pack
 from kernel_classes import level
 from lookup_model import look_up
-from nodes import Array, activations, random_weight
+from nodes import Array, activations, among_planes, random_weight
 from not_finite import INPUTS, assert_one_nan, poisoned_activations, poisoned_weight
 from other_cpu import OtherCpu, Problem, other_cpu
 
@@ -76,6 +76,21 @@ def test_every_shape_gives_the_bits_of_avx2(emulated: Core, kernel: str, bits: i
 
 @x86
 @each_kernel
+@pytest.mark.parametrize(("bits", "planes"), [(1, 2), (2, 4), (3, 4), (3, 8), (5, 6), (7, 8)])
+def test_planes_that_are_not_read_change_nothing(emulated: Core, kernel: str, bits: int, planes: int) -> None:
+    for rows, inputs, group in SHAPES:
+        weight = random_weight(rows, inputs, bits, group, offset=bits % 2 == 0)
+        for tokens in (1, 14):
+            a = activations(tokens, inputs)
+            among, alone = (
+                emulated.matmul(a, packed, kernel=kernel, accuracy_level=level(kernel))
+                for packed in (among_planes(weight, planes), pack(weight))
+            )
+            assert among.tobytes() == alone.tobytes(), (rows, inputs, group, tokens)
+
+
+@x86
+@each_kernel
 @pytest.mark.parametrize(("dtype", "powers"), [(np.float32, (-44, 38)), (np.float16, (-8, 5))])
 def test_rows_of_any_magnitude_give_the_bits_of_avx2(
     emulated: Core, kernel: str, dtype: Any, powers: tuple[int, int]
@@ -118,6 +133,10 @@ def _problems(kernel: str) -> Iterator[Problem]:
             for tokens in (1, 15):
                 yield Problem(kernel, weight, activations(tokens, inputs, dtype), level(kernel), parts=2)
     yield Problem(kernel, poisoned_weight(3), poisoned_activations(23, INPUTS), level(kernel))
+    for bits, planes in ((1, 2), (2, 4), (3, 4), (3, 8), (5, 6)):  # codes of models of more bits
+        weight = among_planes(random_weight(70, 416, bits, 128, offset=True), planes)
+        for tokens in (1, 15):
+            yield Problem(kernel, weight, activations(tokens, 416), level(kernel), parts=2)
 
 
 @each_kernel

@@ -14,7 +14,7 @@ namespace {
 
 // As other_cpu.py writes it, all fields of eight bytes.
 struct Header {
-  int64_t is_gather, M, K, N, group_size, bits, is_half, accuracy_level, parts;
+  int64_t is_gather, M, K, N, group_size, bits, planes, is_half, accuracy_level, parts;
   char kernel[32];
 };
 
@@ -64,6 +64,7 @@ Problem problem_of(const Header& h, Array& codes, Array& alpha_1, Array& alpha_r
   p.N = h.N;
   p.group_size = h.group_size;
   p.bits = int32_t(h.bits);
+  p.planes = int32_t(h.planes);
   p.codes = static_cast<const uint32_t*>(codes.data());
   p.alpha_1 = halves(alpha_1);
   p.alpha_rest = halves(alpha_rest);
