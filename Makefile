@@ -38,7 +38,7 @@ format: ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix compiler tests tools
 	$(PY) -m ruff format compiler tests tools
 
-bench: build ## the kernel table of the README, measured here: 8 minutes, results in build/bench
+bench: build ## the kernel table of the README, measured here: 5 minutes, results in build/bench
 	$(PY) -m bcq.cli bench --output build/bench
 
 bench-full: build ## every shape, batch, class and peer: an hour, results in build/bench-full

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
 
 EXAMPLES = """\
-  bcq bench                                   # the README's table, about 8 minutes
+  bcq bench                                   # the README's table, about 5 minutes
   bcq bench --quick                           # a first look, under a minute
   bcq bench --goals --markdown                # each goal of the project, measured and judged
   bcq bench --full --output bench/            # every shape, every peer; tables, JSON and pictures in a folder
@@ -44,7 +44,7 @@ def _add_plans(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("plans").add_mutually_exclusive_group()
     group.add_argument("--quick", action="store_true", help="two small shapes, few rounds: under a minute")
     group.add_argument("--full", action="store_true", help="all shapes of three models, all peers: an hour")
-    group.add_argument("--goals", action="store_true", help="what the project's goals speak of: 8 minutes")
+    group.add_argument("--goals", action="store_true", help="what the project's goals speak of: 7 minutes")
 
 
 def _add_choices(verb: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
     where = "bcq.weights of the session: computed where the file is mapped, or on a copy"
     add("--residence", nargs="+", choices=("mapped", "resident"), help=where)
     add("--peers", choices=("none", "main", "all"), help="who is compared (default main)")
-    add("--rounds", type=int, metavar="N", help="timed rounds; the median is shown (default 15)")
+    add("--rounds", type=int, metavar="N", help="timed rounds; the median is shown (default 9)")
 
 
 def _add_outputs(verb: argparse.ArgumentParser) -> None:
