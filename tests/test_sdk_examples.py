@@ -22,14 +22,14 @@ PROMPT = [3, 4, 5, 6]
 COUNT = 12
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export that serves two tasks."""
+@pytest.fixture(scope="module", params=["fused", "plain"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that serves two tasks; past and present are one buffer where attention is fused."""
     root = tmp_path_factory.mktemp("exported")
     base = tiny_base(root, embeddings="pack", method="greedy")
     for seed, name in enumerate(("a", "b")):
         task(base, name, seed).save(root / name)
-    export(base, root / "out", adapters=[root / "a", root / "b"])
+    export(base, root / "out", adapters=[root / "a", root / "b"], attention=request.param)
     return root / "out"
 
 
