@@ -369,8 +369,10 @@ def changed(written: Written, folder: Path, change: Callable[[onnx.ModelProto], 
 
 def place_of(model: onnx.ModelProto, name: str, key: str) -> onnx.StringStringEntryProto:
     """An entry of a tensor's external data."""
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    return next(entry for entry in tensor.external_data if entry.key == key)
+    tensors = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    (entry,) = [entry for tensor in tensors for entry in tensor.external_data if entry.key == key]
+    found: onnx.StringStringEntryProto = entry
+    return found
 
 
 def overlap(model: onnx.ModelProto) -> None:

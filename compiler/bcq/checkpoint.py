@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.errors import InputError
-from bcq.inside import Stamp, inner_file
+from bcq.inside import Stamp, inner_file, relative_name
 from bcq.kinds import ONNX, PART, kind_of
 from bcq.safetensors_read import Header, StoredTensor, read_header
 
@@ -195,6 +195,7 @@ def _read_shards(folder: Path) -> tuple[list[Stamp], Header]:
             raise InputError(
                 "E108", f"{INDEX} names the shard {shard!r}, expected a file in the same folder."
             )
+        relative_name(shard, f"a tensor that {INDEX} lists")
         if not _is_there(folder / shard):
             raise InputError(
                 "E107", f"{INDEX} names {shard}, which {folder} does not have.", "Copy all shards."

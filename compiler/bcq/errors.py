@@ -11,6 +11,24 @@ _MEMORY = re.compile(
 )
 
 
+_LONGEST = 1000  # characters of a message; what is cut out comes from a file
+
+
+def one_line(text: str) -> str:
+    """A message as a terminal, a log and JSON can hold it: one line, no control characters, not too long.
+
+    Names and values in a message may come from a file that means harm. Of one that is too long the middle
+    is left out: its beginning says what is wrong, its end what was expected.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(_printable(letter) for letter in text)
+
+
+def _printable(letter: str) -> str:
+    return letter if letter.isprintable() else " " if letter.isspace() else "?"
+
+
 class BcqError(Exception):
     """A fault that has one clear reason.
 
@@ -19,17 +37,17 @@ class BcqError(Exception):
 
     Args:
         code: stable identifier, for example ``"E103"``; the first digit names the class.
-        message: one sentence or two, no line breaks.
+        message: one sentence or two; kept as `one_line` makes them.
         hint: what the user can do, or an empty string.
     """
 
     exit_code = 1
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         text = f"error[{self.code}]: {self.message}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bcq import contract, fused, packing
-from bcq.bcq import Float32
+from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
 from bcq.precisions.files import graph_file
@@ -161,11 +161,32 @@ def _merged_biases(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 def _packed(node: ir.Node, constants: list[ir.TensorProtocol]) -> PackedWeight:
     arrays = {part: tensor.numpy() for part, tensor in zip(_PARTS, constants, strict=True)}
-    sizes = {key: node.attributes.get_int(key, 0) or 0 for key in ("K", "N", "group_size")}
+    sizes = {key: node.attributes.get_int(key, 0) or 0 for key in ("K", "N", "group_size", "bits")}
+    for part, expected in _described(node, sizes).items():
+        got = f"{arrays[part].dtype}{list(arrays[part].shape)}"
+        if got not in expected:
+            raise _malformed(node, f"{part}: got {got}, expected {' or '.join(expected)}")
     packed = PackedWeight(**arrays, inputs=sizes["K"], rows=sizes["N"], group_size=sizes["group_size"])
     if packed.code_hash() != node.attributes.get_string("code_hash", ""):
         raise _malformed(node, f"'{constants[0].name}' does not have the hash that the node records")
     return packed
+
+
+def _described(node: ir.Node, sizes: dict[str, int]) -> dict[str, list[str]]:
+    """Types and shapes that each part may have, by the attributes of the node."""
+    rows, inputs, bits = sizes["N"], sizes["K"], sizes["bits"]
+    if min(rows, inputs, sizes["group_size"]) < 1 or not contract.MIN_BITS <= bits <= contract.MAX_BITS:
+        raise _malformed(node, f"got the attributes {sizes}")
+    tile, tiles = contract.TILE_ROWS, ceil_div(rows, contract.TILE_ROWS)
+    chunks, groups = ceil_div(inputs, contract.WORD_BITS), ceil_div(inputs, sizes["group_size"])
+    planes = range(bits, contract.MAX_BITS + 1)
+    factor = f"float16{[tiles, groups, tile]}"
+    return {
+        "codes": [f"uint32{[tiles, chunks, count, tile]}" for count in planes],
+        "alpha_1": [factor],
+        "alpha_rest": [f"float16{[tiles, groups, bits - 1, tile]}"],
+        "offset": ["float16[0]", factor],
+    }
 
 
 def _gather_rows(model: ir.Model) -> dict[str, int]:
@@ -199,4 +220,5 @@ def _graph_input(value: ir.Value | None) -> str | None:
 
 
 def _malformed(node: ir.Node, detail: str) -> InputError:
-    return InputError("E109", f"node '{node.name}' ({node.op_type}): {detail}.", "Export the model again.")
+    name = node.name or next((value.name for value in node.outputs if value.name), "")
+    return InputError("E109", f"node '{name}' ({node.op_type}): {detail}.", "Export the model again.")

@@ -14,7 +14,7 @@ from bcq.errors import InputError
 
 SPARSE_BYTES = 1 << 30  # files below this fit into memory whatever they hold
 SPARSE_RATIO = 100  # no file system packs real weights this much
-_LONGEST_NAME = 255  # what file systems allow
+_LONGEST_NAME = 255  # bytes, what file systems allow
 _MOST_NAMES = 10_000  # of a folder that is searched for the other names of a file
 _UNSAFE_HINT = "Only use models from people you trust; save the model again with its data in its own folder."
 
@@ -60,12 +60,13 @@ def relative_name(location: str, who: str) -> PurePosixPath:
     """A path that a file names, when it cannot lead out of the folder by its letters alone.
 
     Raises:
-        InputError: E108 for an absolute path, ``..``, a backslash or a control character.
+        InputError: E108 for an absolute path, ``..``, a backslash, or what no file system has in a name.
     """
     name = PurePosixPath(location)
     absolute = name.is_absolute() or bool(PureWindowsPath(location).drive)
     odd = "\\" in location or any(ord(letter) < 32 or ord(letter) == 127 for letter in location)
-    odd = odd or any(len(part) > _LONGEST_NAME for part in name.parts)
+    odd = odd or any(0xD800 <= ord(letter) < 0xE000 for letter in location)  # half of a surrogate pair
+    odd = odd or any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in name.parts)
     if not name.parts or absolute or odd or ".." in name.parts:
         raise InputError(
             "E108",
@@ -94,7 +95,8 @@ def inner_file(path: Path, folder: Path, who: str) -> Stamp:
         real = path.resolve(strict=True)
         status = real.stat()
     except (OSError, RuntimeError) as fault:  # RuntimeError: a loop of links, until Python 3.12
-        if isinstance(fault, OSError) and not path.is_symlink():
+        linked = os.path.islink(path)  # noqa: PTH114 - it is False, too, for a path that is too long
+        if isinstance(fault, OSError) and not linked:
             raise InputError("E101", f"'{path}' is missing: {who}.", "Copy the model again.") from fault
         raise InputError("E108", f"'{path}' is a link that leads nowhere: {who}.", _UNSAFE_HINT) from fault
     roots = _roots(folder)

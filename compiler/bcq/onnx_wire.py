@@ -25,7 +25,7 @@ class Message:
 
     def __init__(self, data: Bytes) -> None:
         self._fields: dict[int, list[Value]] = {}
-        for number, value in _fields(memoryview(data)):
+        for number, value in fields(memoryview(data)):
             self._fields.setdefault(number, []).append(value)
 
     def has(self, *numbers: int) -> bool:
@@ -78,7 +78,8 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
+def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
+    """Number and value of every field of a message, in order."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)

@@ -187,6 +187,16 @@ def index_that_leaves(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": moved}))
 
 
+def index_of(shard: str) -> Attack:
+    """The index names another file."""
+
+    def attack(folder: Path) -> None:
+        weight_map = shards(folder)
+        (folder / INDEX).write_text(json.dumps({"weight_map": {**weight_map, MATRIX: shard}}))
+
+    return attack
+
+
 def index_without_a_tensor(folder: Path) -> None:
     weight_map = shards(folder)
     del weight_map[MATRIX]
@@ -238,6 +248,8 @@ CHECKPOINTS: dict[str, Bad] = {
     "tensor in two shards": Bad(tensor_in_two_shards, "E103", "two shards"),
     "index of a tensor elsewhere": Bad(index_of_a_tensor_elsewhere, "E107", "model-2.safetensors"),
     "index that leaves the folder": Bad(index_that_leaves, "E108", "../model-1.safetensors"),
+    "index of a name that no disk holds": Bad(index_of("\u00e4" * 200 + ".safetensors"), "E108", INDEX),
+    "index of half a character": Bad(index_of("\ud800.safetensors"), "E108", INDEX),
     "index without a tensor": Bad(index_without_a_tensor, "E107", MATRIX.removeprefix("transformer.")),
     "index that is none": Bad(lambda f: (shards(f), text_of(INDEX, "[]")(f))[1], "E102", INDEX),
     "pickle": Bad(only_a_pickle, "E104", "pytorch_model.bin"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bcq.errors import one_line
+
 
 class Refusal(Exception):
     """A request that cannot be answered.
@@ -24,6 +26,7 @@ class Refusal(Exception):
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
     """The one form that every error has."""
+    message = one_line(message)
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
