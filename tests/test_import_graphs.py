@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 import nbits_graphs as graphs
 from bcq import contract, packing
 from bcq.bcq import BcqWeight
-from bcq.errors import BcqError
+from bcq.errors import BcqError, InputError
 from bcq.exported import ExportedWeights
 from bcq.fused import NOTE
 from bcq.importers.fields import unpack_fields
@@ -177,6 +177,28 @@ def test_an_imported_graph_is_verified_and_intact(tmp_path: Path) -> None:
     grid.scales = grid.scales.astype(np.float32)
     import_model(graphs.save(graphs.model(grid, "absent"), tmp_path / "in/model.onnx"), tmp_path / "out")
     assert verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("zeros", ["packed", "absent", "float"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_imported_graph_is_verified_against_its_original(tmp_path: Path, zeros: str, bias: bool) -> None:
+    grid = Grid(64, 200, symmetric=zeros == "absent", dtype=np.float32)
+    original = graphs.save(graphs.model(grid, zeros, bias), tmp_path / "in/model.onnx")
+    import_model(original, tmp_path / "out", inexact="round")
+    result = verify(tmp_path / "out", original)
+    assert result.ok
+    assert result.original is not None
+    assert result.original["cosine"] > 0.999  # both have the same weights up to float16 scales
+
+
+def test_an_original_with_other_weights_is_not_the_one(tmp_path: Path) -> None:
+    for name, seed in (("in", 0), ("other", 1)):
+        graphs.save(
+            graphs.model(Grid(64, 256, symmetric=True, seed=seed), "absent"), tmp_path / name / "model.onnx"
+        )
+    import_model(tmp_path / "in/model.onnx", tmp_path / "out")
+    with pytest.raises(InputError, match="resembles no matrix of the original"):
+        verify(tmp_path / "out", tmp_path / "other/model.onnx")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -93,11 +93,14 @@ def run_dense(path: Path, weights: ExportedWeights, feeds: dict[str, NDArray[Any
 
     Raises:
         InputError: E109 when a packed matrix resembles no constant of the original.
+        UnsupportedError: E401 for a MatMulNBits whose matrix cannot be told.
     """
     from bcq.frontends import onnx_file
+    from bcq.importers.as_dense import dense_products
     from bcq.write import write_model
 
     model = onnx_file.load(path)
+    dense_products(model)
     substitute(model, weights)
     with tempfile.TemporaryDirectory(prefix="bcq-") as folder:
         write_model(model, Path(folder) / MODEL_FILE)

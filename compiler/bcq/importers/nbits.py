@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bcq.bcq import Words, ceil_div
+from bcq.bcq import Float32, Words, ceil_div
 from bcq.errors import BcqError, InputError, UnsupportedError
 from bcq.importers.factors import Scales
 from bcq.importers.fields import planes_of, unpack_fields
@@ -84,6 +84,15 @@ class NbitsMatrix:
         """Its planes, uint32 ``[q, N, ceil(K / 32)]``."""
         stored = self.levels.numpy().reshape(self.rows, -1)
         return planes_of(unpack_fields(stored, self.bits, self.inputs), self.bits)
+
+    def read_dense(self) -> Float32:
+        """Its weights ``[N, K]``."""
+        levels = unpack_fields(self.levels.numpy().reshape(self.rows, -1), self.bits, self.inputs)
+        scales, group_of = self.read_scales(), np.arange(self.inputs) // self.group_size
+        step = 2 * scales.alpha[-1]
+        lowest = scales.offset - step * ((2**self.bits - 1) / 2)
+        dense: Float32 = (levels * step[:, group_of] + lowest[:, group_of]).astype(np.float32)
+        return dense
 
 
 def is_nbits(node: ir.Node) -> bool:
