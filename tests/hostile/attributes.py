@@ -16,12 +16,12 @@ from hostile.subjects import Subject
 FAMILY = "attributes"
 HUGE = (2**31, 2**31 - 1, 2**32 + 1, 2**62, 2**63 - 1, -(2**63))
 INTEGERS: dict[str, tuple[int, ...]] = {
-    "bits": (0, -1, 2, 9, 32, 259, *HUGE),
+    "bits": (0, -1, 2, 3, 9, 32, 259, *HUGE),
     "K": (0, -1, 1, 99, 128, 160, *HUGE),
     "N": (0, -1, 1, 15, 80, *HUGE),
     "group_size": (0, -32, 1, 16, 31, 33, 64, 99, 100, 128, *HUGE),
     "block_size": (0, -32, 1, 8, 31, 33, 64, 99, 128, *HUGE),
-    "format_version": (0, -1, 2, *HUGE),
+    "format_version": (0, -1, 1, 2, 3, *HUGE),
     "accuracy_level": (-1, 5, 99, *HUGE),
 }
 STRINGS: dict[str, tuple[bytes, ...]] = {
@@ -55,8 +55,10 @@ def _append(attribute: AttributeProto) -> Mutation:
 
 
 def _words(name: str) -> tuple[str, ...]:
-    # A size that is valid by itself is refused because of the tensors that do not fit it.
-    return (name, "shape", "padding", "dimension") if name in SIZES else (name,)
+    # A size that is valid by itself is refused because of the tensors that do not fit it; a version, because
+    # of codes that have as many planes as the other one.
+    others = {"bits": ("format_version",), "format_version": ("codes shape",)}.get(name, ())
+    return (name, *others, "shape", "padding", "dimension") if name in SIZES else (name, *others)
 
 
 def _wrong_types(name: str, value: Any) -> Iterator[tuple[str, AttributeProto]]:

@@ -52,7 +52,7 @@ class Case:
     @property
     def key(self) -> str:
         """Unique among all cases."""
-        return f"{self.subject.op}/{self.family}/{self.name}"
+        return f"{self.subject.title}/{self.family}/{self.name}"
 
     def write(self, folder: Path) -> Path:
         """Puts the damaged model into a folder and returns its file."""

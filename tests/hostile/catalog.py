@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All hostile models by family: for both operators, and where a case translates for MatMulNBits."""
+"""All hostile models by family: for both operators and formats, where a case translates for MatMulNBits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def cases(group: str, selection: str = "all") -> Iterator[Case]:
     Args:
         group: a key of `GENERATORS`.
         selection: ``all`` operators, ``ours`` alone, or ``quick``: every second of BcqMatMul and
-            every sixth of BcqGather, since both share the code that reads a node.
+            every sixth of BcqGather and of format version 2, since all share the code that reads a node.
     """
-    steps = {"BcqMatMul": 2, "BcqGather": 6} if selection == "quick" else {}
+    steps = {"BcqMatMul": 2, "BcqGather": 6, "BcqMatMul nested": 6} if selection == "quick" else {}
     for subject in (made() for made in ALL):
         if selection == "all" or subject.domain == "bcq":
-            yield from islice(GENERATORS[group](subject), 0, None, steps.get(subject.op, 1))
+            yield from islice(GENERATORS[group](subject), 0, None, steps.get(subject.title, 1))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bcq import contract
 from bcq.packing import PackedWeight, pack, unpack
-from nodes import attributes, magnitudes, product, random_weight
+from nodes import among_planes, attributes, magnitudes, product, random_weight
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -31,6 +31,7 @@ class Subject:
 
     Attributes:
         op: operator name; ``domain`` and ``version`` are its opset.
+        title: what tells it from other subjects; the operator name where that is enough.
         attributes: all of its attributes.
         tensors: constant inputs by name, in order; ``first`` stands before them and is fed.
         feed: a healthy value of the first input.
@@ -39,6 +40,7 @@ class Subject:
     """
 
     op: str
+    title: str
     domain: str
     version: int
     attributes: dict[str, Any]
@@ -98,11 +100,14 @@ def _nbits(feed: Array, tensors: Tensors, values: dict[str, Any]) -> tuple[Array
     return a @ dense.T, 1e-2 * (np.abs(a) @ np.abs(dense).T) + 1e-6  # generous: its int8 path is none of ours
 
 
-def _bcq(op: contract.Op, feed: Array, answer: Any) -> Subject:
-    packed = pack(WEIGHT)
+def _bcq(
+    op: contract.Op, feed: Array, answer: Any, packed: PackedWeight | None = None, title: str = ""
+) -> Subject:
+    packed = packed or pack(WEIGHT)
     tensors: Tensors = dict(packed.tensors())
     return Subject(
         op=op.name,
+        title=title or op.name,
         domain=contract.DOMAIN,
         version=contract.OPSET_VERSION,
         attributes=attributes(op, packed),
@@ -114,11 +119,21 @@ def _bcq(op: contract.Op, feed: Array, answer: Any) -> Subject:
     )
 
 
+def _activations() -> Array:
+    return np.random.default_rng(3).standard_normal((2, 100)).astype(np.float32)
+
+
 @cache
 def matmul() -> Subject:
     """BcqMatMul with float32 activations."""
-    feed = np.random.default_rng(3).standard_normal((2, 100)).astype(np.float32)
-    return _bcq(contract.MATMUL, feed, _matmul)
+    return _bcq(contract.MATMUL, _activations(), _matmul)
+
+
+@cache
+def nested() -> Subject:
+    """The same of format version 2: it reads two planes of codes that hold three."""
+    packed = among_planes(random_weight(50, 100, 2, 32, offset=True), 3)
+    return _bcq(contract.MATMUL, _activations(), _matmul, packed, "BcqMatMul nested")
 
 
 @cache
@@ -138,6 +153,7 @@ def nbits() -> Subject:
     }
     return Subject(
         op="MatMulNBits",
+        title="MatMulNBits",
         domain="com.microsoft",
         version=1,
         attributes={"K": 128, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": 0},
@@ -149,5 +165,4 @@ def nbits() -> Subject:
     )
 
 
-OURS = (matmul, gather)
-ALL = (matmul, gather, nbits)
+ALL = (matmul, gather, nested, nbits)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bcq import contract
 from hostile.case import Case, Mutation
 from hostile.subjects import OPSET, Array, Subject
 
@@ -56,9 +57,12 @@ def _wrong_shapes(subject: Subject, name: str) -> Iterator[Case]:
     valid = {value.shape, (0,) if name == "offset" else value.shape}
     # MatMulNBits also documents flat scales and zero points.
     for shape in dict.fromkeys(_shapes(value)):
-        if shape not in valid:
-            wrong = np.zeros(shape, value.dtype)
-            yield Case(subject, FAMILY, f"{name} {list(shape)}", replace(name, wrong), (name,))
+        other = np.zeros(shape, value.dtype)
+        case = f"{name} {list(shape)}"
+        if _holds_more_planes(subject, name, shape):
+            yield Case(subject, FAMILY, case, replace(name, other), legal=True, tensors={name: other})
+        elif shape not in valid:
+            yield Case(subject, FAMILY, case, replace(name, other), (name,))
     for what, dims in (
         ("wraps", [2**32, 2**32]),
         ("huge", [2**40]),
@@ -69,6 +73,14 @@ def _wrong_shapes(subject: Subject, name: str) -> Iterator[Case]:
             name, lambda tensor, dims=dims: (tensor.ClearField("dims"), tensor.dims.extend(dims))
         )
         yield Case(subject, FAMILY, f"{name} {what}", change, (name,), places=(name,))
+
+
+def _holds_more_planes(subject: Subject, name: str, shape: tuple[int, ...]) -> bool:
+    """Codes of format version 2 may hold any number of planes that are not read."""
+    if name != "codes" or subject.attributes["format_version"] != contract.NESTED_FORMAT_VERSION:
+        return False
+    tiles, chunks, _, rows = subject.tensors["codes"].shape
+    return any(shape == (tiles, chunks, more, rows) for more in range(subject.attributes["bits"] + 1, 9))
 
 
 def _wrong_content(subject: Subject, name: str) -> Iterator[Case]:
