@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-600}
-python=${PYTHON:-.venv/bin/python}
+python=${BCQ_PYTHON:-.venv/bin/python}
 build=${BCQ_BUILD:-build}/fuzz
 data=$build/data
 export OMP_NUM_THREADS=1 PYTHONPATH=tests
