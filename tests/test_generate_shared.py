@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
 import bcq
-from bcq.generation.cache import GrowingCache, SharedCache
+from bcq.generation.cache import GrowingCache, SharedCache, slots
 from bcq.generation.model import Model, load
 from bcq.generation.runner import Context
 from tiny_models import save
@@ -18,15 +18,18 @@ PROMPTS = [[3, 14, 15, 92, 65], [35], [89, 79, 3], [2, 38, 46, 26, 43, 38, 32, 7
 NEW = 20
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "llama with int8"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Learned positions, and rotary ones with grouped heads."""
-    root = tmp_path_factory.mktemp(request.param)
-    heads_of_16 = {"hidden_size": 64} if request.param == "llama" else {}
-    source = save(request.param, root / "model", **heads_of_16)
-    bcq.export(source, root / "out", bits=4, group_size=32, method="uniform")
+    """Learned positions, and rotary ones with grouped heads, also with keys and values of int8."""
+    family, _, cache = request.param.partition(" with ")
+    root = tmp_path_factory.mktemp(family)
+    heads_of_16 = {"hidden_size": 64} if family == "llama" else {}
+    source = save(family, root / "model", **heads_of_16)
+    options = {"kv_cache": cache} if cache else {}
+    bcq.export(source, root / "out", bits=4, group_size=32, method="uniform", **options)
     opened = load(root / "out")
     assert opened.decoder.shares_buffer
+    assert {slot.dtype for slot in slots(opened.session)} == {np.int8 if cache else np.float32}
     return opened
 
 

@@ -72,28 +72,28 @@ class Outcome:
         return f"{count}, then a tie" if count in self.tied else str(count)
 
 
-def measure(family: str, folder: Path, attention: str | None = None) -> Outcome:
-    """Exports a family into a folder and compares."""
+def measure(family: str, folder: Path, attention: str | None = None, **options: Any) -> Outcome:
+    """Exports a family into a folder, with options of `bcq.export` besides, and compares."""
     import onnx_ir as ir
 
     import bcq
     from bcq import parity
     from bcq.export import export
     from bcq.exported import ExportedWeights
-    from bcq.parity_decoder import run_decoder
+    from bcq.parity_decoder import allowed, reference_cache, run_decoder
     from bcq.plan import QuantizeOptions
     from bcq.reference import decode, dequantized_model
     from tiny_families import save
 
     save(family, folder / "model")
     out = folder / "out"
-    export(
-        folder / "model", out, QuantizeOptions(bits=3, group_size=32, method="greedy"), attention=attention
-    )
+    how = QuantizeOptions(bits=3, group_size=32, method="greedy")
+    export(folder / "model", out, how, attention=attention, **options)
     graph = ir.load(out / "model.onnx").graph
     weights = ExportedWeights.open(out)
-    expected = decode(dequantized_model(out, weights), PROMPT, STEPS)
     model = bcq.load(out)
+    cache = reference_cache(weights, model)
+    expected = decode(dequantized_model(out, weights), PROMPT, STEPS, cache=cache)
     got = run_decoder(model, PROMPT, expected.tokens[:STEPS])
     tokens = expected.tokens[:STEPS]
     return Outcome(
@@ -101,10 +101,10 @@ def measure(family: str, folder: Path, attention: str | None = None) -> Outcome:
         any(node.op_type == "GroupQueryAttention" for node in graph),
         len(graph),
         parity.relative_rms(got.logits - expected.logits, expected.logits),
-        parity.tolerance(weights),
+        allowed(weights, model),
         _agreeing(model.generate(PROMPT, max_new_tokens=STEPS), tokens),
         _genai(out, tokens),
-        _ties(expected.logits[len(PROMPT) - 1 :], parity.tolerance(weights)),
+        _ties(expected.logits[len(PROMPT) - 1 :], allowed(weights, model)),
     )
 
 
@@ -151,6 +151,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("families", nargs="*", default=list(FAMILIES), help="all, unless some are named")
     parser.add_argument("--attention", choices=("fused", "plain"), default=None)
+    parser.add_argument("--kv-cache", choices=("float", "int8"), default="float")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -158,7 +159,7 @@ def main() -> int:
     failed = []
     for family in arguments.families:
         with tempfile.TemporaryDirectory() as folder:
-            outcome = measure(family, Path(folder), arguments.attention)
+            outcome = measure(family, Path(folder), arguments.attention, kv_cache=arguments.kv_cache)
         print(outcome.row(), flush=True)
         failed += [] if outcome.ok else [family]
     if failed:

@@ -78,6 +78,7 @@ def export(
     calibrate: str | Path | None = None,
     workers: int | None = None,
     attention: str | None = None,
+    kv_cache: str = "float",
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -98,6 +99,7 @@ def export(
         workers: processes that solve them.
         attention: of a decoder: ``"fused"``, one operator a layer that onnxruntime alone has, ``"plain"``,
             standard operators, or None for fused where possible.
+        kv_cache: of a decoder with fused attention: ``"float"``, or ``"int8"``, a quarter of the bytes.
         progress: told about each stage.
         **options: as for `quantize`; not allowed for a base, which is quantized already.
 
@@ -126,6 +128,7 @@ def export(
         allow_loss=allow_loss,
         calibration=_calibration(calibrate, workers),
         attention=attention,
+        kv_cache=kv_cache,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ MODEL_FILE = "model.onnx"
 REPORT_PAGE = "report.html"
 LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
 ATTENTIONS = ("fused", "plain")
+KV_CACHES = ("float", "int8")
 ACCURACY_LEVELS = (0, 1, 4)  # near-exact, float32, int8 activations; 2 and 3 are computed like 0
 Source = Path | QuantizedBase
 
@@ -81,6 +82,7 @@ class _GraphChoices:
     fuse: bool
     accuracy_level: int
     attention: str | None
+    int8_cache: bool
 
 
 def export(
@@ -99,6 +101,7 @@ def export(
     allow_loss: bool = False,
     calibration: CalibrationOptions | None = None,
     attention: str | None = None,
+    kv_cache: str = "float",
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -121,22 +124,27 @@ def export(
         calibration: text on which the matrices of a model folder are solved.
         attention: of a decoder from a folder: ``"fused"``, one operator a layer, which only onnxruntime has;
             ``"plain"``, in standard operators; None for fused where that is possible.
+        kv_cache: of a decoder with fused attention: ``"float"``, the type of its activations, or ``"int8"``,
+            a quarter of the bytes, with scales measured on texts that the model makes up.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
             that does not fit.
-        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level or attention,
-            E203 for options with a base, for an output folder that holds something else, for one that would
-            replace the source, and for several precisions of an ``.onnx`` file or with tasks.
+        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, attention or
+            cache, E203 for options with a base, for an output folder that holds something else, for one that
+            would replace the source, for several precisions of an ``.onnx`` file or with tasks, and for an
+            int8 cache of what has none.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ParityFailure: E503 when too little of a LoRA's change is retained.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
-    graph = _GraphChoices(fuse, _known_level(accuracy_level), _known_attention(attention))
+    graph = _graph_choices(fuse, accuracy_level, attention, kv_cache)
     _check_calibrates(source, calibration)
     opened = _opened(source, options)  # refuses what cannot be exported before any work
+    if graph.int8_cache:
+        _check_has_cache(opened)
     _check_tools(opened)
     tasks = ExportTasks.open(adapter, adapters, output)
     change = None if lora is None else ExportLora.open(lora, allow_loss)
@@ -161,6 +169,8 @@ def export(
                 kind, packed = _export_base(base, folder, progress, graph, tasks)
         _check_share(packed, allow_partial)
         recorded = _recorded_options(opened, options, calibration)
+        if graph.int8_cache:
+            recorded["kv_cache"] = "int8"
         text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         report_page.write_page([folder], folder / REPORT_PAGE, names=["This export"])
@@ -273,17 +283,40 @@ def _quantized(
     return base
 
 
-def _known_level(accuracy_level: int) -> int:
-    if accuracy_level in ACCURACY_LEVELS:
-        return accuracy_level
-    known = ", ".join(map(str, ACCURACY_LEVELS))
-    raise UsageError("E202", f"accuracy level: got {accuracy_level}, expected one of {known}.")
+def _graph_choices(fuse: bool, accuracy_level: int, attention: str | None, kv_cache: str) -> _GraphChoices:
+    """What was asked for, checked; an int8 cache asks for fused attention."""
+    _check_known("accuracy level", accuracy_level, ACCURACY_LEVELS)
+    _check_known("attention", attention, (None, *ATTENTIONS))
+    _check_known("kv cache", kv_cache, KV_CACHES)
+    int8 = kv_cache == "int8"
+    if int8 and attention == "plain":
+        raise UsageError(
+            "E203",
+            "--kv-cache int8 needs fused attention: no standard operator reads such a cache.",
+            "Leave one of the two options away.",
+        )
+    return _GraphChoices(fuse, accuracy_level, "fused" if int8 else attention, int8)
 
 
-def _known_attention(attention: str | None) -> str | None:
-    if attention is None or attention in ATTENTIONS:
-        return attention
-    raise UsageError("E202", f"attention: got {attention!r}, expected one of {', '.join(ATTENTIONS)}.")
+def _check_known(what: str, got: object, known: Sequence[object]) -> None:
+    if got not in known:
+        expected = ", ".join(str(value) for value in known if value is not None)
+        raise UsageError("E202", f"{what}: got {got!r}, expected one of {expected}.")
+
+
+def _check_has_cache(source: Source) -> None:
+    """Refuses an int8 cache of what has none, or nothing that says how to run it."""
+    from bcq.frontends.genai_folder import GenaiFolder
+
+    if isinstance(source, Path) and _is_graph(source):
+        if GenaiFolder.around(source) is not None:
+            return
+        raise UsageError(
+            "E203", f"--kv-cache int8: {source} has no genai_config.json beside it that says how to run it."
+        )
+    config = source.config if isinstance(source, QuantizedBase) else read_config(source)
+    if architecture_of(config).kind != "decoder":
+        raise UsageError("E203", "--kv-cache int8 is for decoders; an encoder has no cache.")
 
 
 def _export_base(
@@ -304,6 +337,8 @@ def _export_base(
     copy_side_files(base.folder, folder)
     if skeleton.architecture.kind == "decoder":
         _write_decoder_files(base, skeleton.model, folder)
+    if graph.int8_cache:
+        _shrink_caches(folder, models)
     check_unchanged(base.checkpoint.stamps)
     return skeleton.architecture.kind, packed
 
@@ -332,9 +367,18 @@ def _export_file(
         write_model(model, folder / MODEL_FILE)
     if around is not None:
         around.write(folder, library_path(), MODEL_FILE)
+    if graph.int8_cache:
+        _shrink_caches(folder, [MODEL_FILE])
     check_unchanged(stamps)
     check_overrides(options, [record.name for record in packed.matrices])
     return packed
+
+
+def _shrink_caches(folder: Path, names: Iterable[str]) -> None:
+    from bcq.frontends.cache_type import make_int8
+
+    for name in names:
+        make_int8(folder / name)
 
 
 def _packed(model: ir.Model, weights: WeightSource, progress: Progress, graph: _GraphChoices) -> PackReport:

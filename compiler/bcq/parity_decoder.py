@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,20 @@ import numpy as np
 from bcq import parity
 from bcq.errors import UsageError
 from bcq.exported import ExportedWeights
+from bcq.generation.cache import slots
 from bcq.generation.model import Model, load
 from bcq.generation.text import check_tokens, tokenize
-from bcq.parity import ParityResult
+from bcq.parity import Array, ParityResult
 from bcq.parity_source import difference
+from bcq.passes.int8_cache import scale_name
 from bcq.progress import Progress
 from bcq.reference import Decoded, decode, dequantized_model, original_model
+
+# Keys and values of int8 are compared with PyTorch's rounded alike. A value near the middle of two steps may
+# fall to either side: the largest of some thousand values is up to 8 times their RMS, a step 1.25 times that
+# over 127, 0.08, and an error of 2e-4 moves 2e-4 / 0.08 of the values by one step, 4e-3 RMS; 5e-3 with what
+# those move in turn. Layers add up as in `parity.tolerance`.
+INT8_CACHE_TOLERANCE = 5e-3
 
 
 def verify_decoder(
@@ -36,14 +45,14 @@ def verify_decoder(
     model = load(folder, bits=bits)
     start = _prompt(model, prompt, tokens, steps)
     weights = ExportedWeights.open(folder, bits)
-    expected = decode(dequantized_model(folder, weights), start, steps)
+    expected = decode(dequantized_model(folder, weights), start, steps, cache=reference_cache(weights, model))
     progress.step("PyTorch with dequantized weights")
     got = run_decoder(model, start, expected.tokens[:steps])
     progress.step("onnxruntime")
-    result = parity.compare([got.logits], [expected.logits], parity.tolerance(weights))
+    result = parity.compare([got.logits], [expected.logits], allowed(weights, model))
     result = _with_tokens(result, got, expected, len(start))
     if per_layer:
-        result = replace(result, layers=_layers(got, expected))
+        result = replace(result, layers=_layers(_in_floats(got, model, weights), expected))
     reason = None if against is None else difference(folder, weights, against)
     if reason is not None:
         return replace(result, ok=False, reason=reason)
@@ -55,6 +64,15 @@ def verify_decoder(
     return result
 
 
+def allowed(weights: ExportedWeights, model: Model) -> float:
+    """What the relative RMS of the logits may reach, for the type of the model's cache."""
+    kinds = [slot.dtype for slot in slots(model.session)]
+    return math.hypot(
+        parity.tolerance(weights, half=np.float16 in kinds),
+        INT8_CACHE_TOLERANCE * math.sqrt(kinds.count(np.int8)),
+    )
+
+
 def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> Decoded:
     """The exported model on a prompt and then on given tokens, one at a time with cache."""
     past, rows, length = model.empty_cache(), [], 0
@@ -62,9 +80,7 @@ def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> D
         length += len(new)
         logits, past = model.logits(np.array([new], np.int64), past, np.ones((1, length), np.int64))
         rows.append(logits[0].astype(np.float32))
-    caches = list(past.values())
-    layers = list(zip(caches[::2], caches[1::2], strict=True))
-    return Decoded(np.concatenate(rows), [int(row[-1].argmax()) for row in rows], layers)
+    return Decoded(np.concatenate(rows), [int(row[-1].argmax()) for row in rows], _pairs(list(past.values())))
 
 
 def _prompt(model: Model, prompt: str | None, tokens: Sequence[int] | None, steps: int) -> list[int]:
@@ -92,6 +108,33 @@ def _with_tokens(result: ParityResult, got: Decoded, expected: Decoded, prompt: 
     tied = bool((chosen >= reference.max(-1) - slack).all())
     equal = got.tokens == expected.tokens
     return replace(result, tokens_equal=equal, ok=result.ok and (equal or tied))
+
+
+def reference_cache(weights: ExportedWeights, model: Model) -> Any:
+    """A cache for PyTorch that holds what the model's own does; None for an ordinary one."""
+    if not any(slot.dtype == np.int8 for slot in slots(model.session)):
+        return None
+    from bcq.frontends.rounded_cache import RoundedCache
+
+    return RoundedCache(_pairs(_scales(weights, model)))
+
+
+def _in_floats(got: Decoded, model: Model, weights: ExportedWeights) -> Decoded:
+    """The same with the values that a cache of int8 stands for."""
+    values = [tensor for layer in got.layers for tensor in layer]
+    if any(value.dtype == np.int8 for value in values):
+        scales = _scales(weights, model)
+        values = [value * scale for value, scale in zip(values, scales, strict=True)]
+    return Decoded(got.logits, got.tokens, _pairs(values))
+
+
+def _scales(weights: ExportedWeights, model: Model) -> list[Array]:
+    return [weights.dense[scale_name(slot.name)].numpy() for slot in slots(model.session)]
+
+
+def _pairs(values: list[Array]) -> list[tuple[Array, Array]]:
+    """Keys and values of each layer."""
+    return list(zip(values[::2], values[1::2], strict=True))
 
 
 def _layers(got: Decoded, expected: Decoded) -> list[dict[str, Any]]:

@@ -45,7 +45,9 @@ def original_model(folder: Path) -> Any:
     return _filled(folder, checkpoint.names(), read)
 
 
-def decode(model: Any, prompt: Sequence[int], steps: int, forced: Sequence[int] | None = None) -> Decoded:
+def decode(
+    model: Any, prompt: Sequence[int], steps: int, forced: Sequence[int] | None = None, cache: Any = None
+) -> Decoded:
     """Prompt, then `steps` tokens one at a time with cache; greedy unless the tokens are given.
 
     Args:
@@ -53,10 +55,11 @@ def decode(model: Any, prompt: Sequence[int], steps: int, forced: Sequence[int] 
         prompt: token ids.
         steps: decode steps.
         forced: the tokens to feed instead of the model's own choices.
+        cache: of transformers, empty; None for an ordinary one.
     """
     from transformers.cache_utils import DynamicCache
 
-    cache = DynamicCache()
+    cache = DynamicCache() if cache is None else cache
     rows, tokens, new = [], [], list(prompt)
     with torch.no_grad():
         for step in range(steps + 1):

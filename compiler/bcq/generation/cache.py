@@ -14,6 +14,7 @@ from bcq.errors import UnsupportedError
 
 PAST, PRESENT = "past_key_values.", "present."
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+KINDS = {**FLOATS, "tensor(int8)": np.int8}  # of a cache
 Feeds = dict[str, NDArray[Any]]  # by the names of inputs
 
 
@@ -40,15 +41,15 @@ def slots(session: Any) -> list[Slot]:
     """The cache inputs of a session, in its order.
 
     Raises:
-        UnsupportedError: E401 for a cache of another type than float32 or float16.
+        UnsupportedError: E401 for a cache of another type than float32, float16 or int8.
     """
     found = [value for value in session.get_inputs() if value.name.startswith(PAST)]
-    odd = next((value for value in found if value.type not in FLOATS), None)
+    odd = next((value for value in found if value.type not in KINDS), None)
     if odd is not None:
         raise UnsupportedError(
-            "E401", f"{odd.name}: got a cache of {odd.type}, expected one of {', '.join(FLOATS)}."
+            "E401", f"{odd.name}: got a cache of {odd.type}, expected one of {', '.join(KINDS)}."
         )
-    return [Slot(value.name, value.shape[1], value.shape[3], FLOATS[value.type]) for value in found]
+    return [Slot(value.name, value.shape[1], value.shape[3], KINDS[value.type]) for value in found]
 
 
 class Cache(Protocol):
@@ -85,6 +86,11 @@ class GrowingCache:
         self._slots = slots(session)
         self._outputs = ["logits", *(slot.present for slot in self._slots)]
         self._past: Feeds = {slot.name: slot.empty(rows) for slot in self._slots}
+
+    @property
+    def past(self) -> Feeds:
+        """Keys and values ``[rows, heads, tokens, width]`` by the names of the inputs."""
+        return self._past
 
     def run(self, feeds: Feeds, constant: Feeds, new: int) -> NDArray[Any]:
         """See `Cache`."""
