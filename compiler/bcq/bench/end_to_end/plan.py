@@ -7,14 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BITS = (2, 3, 4)
-CLASSES = {
-    0: "",
-    4: " int8",
-}  # accuracy levels of our products: near-exact, and int8 activations as most peers have
 GGUF = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "TQ2_0")
 BLOCKS = (32, 128)  # of the int4 folders of onnxruntime-genai
 FLOOR_ROUNDS = 2  # of PyTorch in float32, which takes longer than all others together
 FLOOR_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an export of ours computes.
+
+    Attributes:
+        suffix: of its name.
+        accuracy_level: of its products.
+        kv_cache: what keys and values are kept as.
+    """
+
+    suffix: str
+    accuracy_level: int
+    kv_cache: str = "float"
+
+
+VARIANTS = (
+    Variant("", 0),  # near-exact
+    Variant(" int8", 4),  # int8 activations, as most peers have
+    Variant(" int8 kv8", 4, "int8"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,7 @@ class Plan:
         work: where models are made and kept.
         bits: planes of our exports.
         group_size: inputs that share a scale, of ours.
-        levels: accuracy levels of our products, keys of `CLASSES`.
+        variants: how ours compute.
         peers: whether others take part.
         prompt: tokens of the prompt.
         tokens: generated tokens.
@@ -40,7 +58,7 @@ class Plan:
     work: Path
     bits: tuple[int, ...] = BITS
     group_size: int = 128
-    levels: tuple[int, ...] = tuple(CLASSES)
+    variants: tuple[Variant, ...] = VARIANTS
     peers: bool = True
     prompt: int = 128
     tokens: int = 64

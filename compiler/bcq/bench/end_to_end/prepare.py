@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bcq.bench.end_to_end import gguf_file
-from bcq.bench.end_to_end.plan import BLOCKS, CLASSES, GGUF, Entrant, Plan
+from bcq.bench.end_to_end.plan import BLOCKS, GGUF, Entrant, Plan, Variant
 from bcq.bench.end_to_end.shapes import SHAPES, random_model
 from bcq.checkpoint import read_config
 from bcq.errors import ParityFailure, UnsupportedError
@@ -60,11 +60,11 @@ def prepare(plan: Plan, progress: Progress = SILENT) -> Field:
         return found
     found = Field(_name(plan), plan.work / _name(plan))
     progress.start(
-        "prepare", len(plan.bits) * len(plan.levels) + (plan.peers and 1 + len(GGUF) + len(BLOCKS))
+        "prepare", len(plan.bits) * len(plan.variants) + (plan.peers and 1 + len(GGUF) + len(BLOCKS))
     )
     model = _model(plan, found.work)
-    for bits, level in itertools.product(plan.bits, plan.levels):
-        found.entrants.append(_exported(plan, model, found.work, bits, level))
+    for bits, variant in itertools.product(plan.bits, plan.variants):
+        found.entrants.append(_exported(plan, model, found.work, bits, variant))
         progress.step(found.entrants[-1].name)
     if plan.peers:
         _add_peers(plan, model, found, progress)
@@ -102,18 +102,18 @@ def made(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
-def _exported(plan: Plan, model: Path, work: Path, bits: int, level: int) -> Entrant:
+def _exported(plan: Plan, model: Path, work: Path, bits: int, variant: Variant) -> Entrant:
     """Our export, compared once with PyTorch on the same dequantized weights."""
     from bcq.export import export
 
     label = f"{bits}-g{plan.group_size}"
     base = made(work / f"base-{label}", lambda path: _quantize(plan, model, path, bits))
-    label += CLASSES[level].replace(" ", "-")
+    label += variant.suffix.replace(" ", "-")
     folder = work / f"export-{label}"
     if plan.fresh or not folder.exists():
-        export(base, folder, accuracy_level=level)
+        export(base, folder, accuracy_level=variant.accuracy_level, kv_cache=variant.kv_cache)
     made(work / f"verified-{label}-{_hash(folder)}", lambda path: _verify(folder, path))
-    return _ours(folder, model, read_config(folder), f"bcq {bits}-bit g{plan.group_size}{CLASSES[level]}")
+    return _ours(folder, model, read_config(folder), f"bcq {bits}-bit g{plan.group_size}{variant.suffix}")
 
 
 def _quantize(plan: Plan, model: Path, path: Path, bits: int) -> None:
