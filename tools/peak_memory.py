@@ -3,6 +3,8 @@
 
 ``python tools/peak_memory.py`` writes a GPT-2 with seeded random weights in shards, quantizes and exports it
 in a process each, and exits with 1 when one takes more than three times the largest tensor plus 200 MB.
+With ``--killed`` it quantizes, kills a second run after half of the time, resumes that one, and exits
+with 1 when the bytes differ.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,8 +97,8 @@ def child(verb: str, source: str, output: str, method: str) -> None:
         transformers.GPT2LMHeadModel  # noqa: B018
     began = time.monotonic()
     options = QuantizeOptions(bits=3, method=method) if method else None
-    if verb == "quantize":
-        quantize(Path(source), Path(output), options)
+    if verb in ("quantize", "resume"):
+        quantize(Path(source), Path(output), options, resume=verb == "resume")
     elif verb == "export":
         export(Path(source), Path(output), options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -104,10 +107,14 @@ def child(verb: str, source: str, output: str, method: str) -> None:
 
 def measured(verb: str, source: Path, output: Path, method: str) -> dict[str, float]:
     """Peak resident bytes and seconds of a run in a process of its own."""
-    command = [sys.executable, __file__, "--child", verb, str(source), str(output), method]
+    command = _command(verb, source, output, method)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _command(verb: str, source: Path, output: Path, method: str) -> list[str]:
+    return [sys.executable, __file__, "--child", verb, str(source), str(output), method]
 
 
 def main() -> int:
@@ -117,12 +124,41 @@ def main() -> int:
     parser.add_argument("--method", default="multistart", help="solver (default: that of bcq quantize)")
     parser.add_argument("--folder", type=Path, help="where the model is made (default: a temporary folder)")
     parser.add_argument("--layers", type=int, default=SIZES["n_layer"])
+    parser.add_argument("--killed", action="store_true", help="kill, resume and compare bytes instead")
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        return compare(Path(folder), {**SIZES, "n_layer": arguments.layers}, arguments.method)
+        run = resumed if arguments.killed else compare
+        return run(Path(folder), {**SIZES, "n_layer": arguments.layers}, arguments.method)
+
+
+def resumed(folder: Path, sizes: dict[str, int], method: str) -> int:
+    """Kills the second of two equal runs in the middle, resumes it and compares what both have made."""
+    from bcq.manifest import file_hash
+
+    total, largest = write_model(folder / "model", sizes)
+    imports = measured("import", folder, folder, method)["peak"]
+    whole = measured("quantize", folder / "model", folder / "whole", method)
+    process = subprocess.Popen(_command("quantize", folder / "model", folder / "half", method))
+    try:
+        process.wait(whole["seconds"] / 2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    if process.wait() != -signal.SIGKILL or (folder / "half").exists():
+        print("the run was over before it could be killed, or left an output")
+        return 1
+    rest = measured("resume", folder / "model", folder / "half", method)
+    files = {path.name: file_hash(path) for path in sorted((folder / "whole").iterdir())}
+    same = files == {path.name: file_hash(path) for path in sorted((folder / "half").iterdir())}
+    print(
+        f"checkpoint {total / MB:,.0f} MB: quantized in {whole['seconds']:.0f} s; killed after half of that, "
+        f"resumed in {rest['seconds']:.0f} s, {(rest['peak'] - imports) / MB:,.0f} MB above imports: "
+        f"{'the same bytes' if same else 'OTHER BYTES'} in {len(files)} files"
+    )
+    allowed = TIMES_LARGEST * largest + SLACK
+    return 0 if same and rest["peak"] - imports <= allowed else 1
 
 
 def compare(folder: Path, sizes: dict[str, int], method: str) -> int:
