@@ -20,6 +20,7 @@ from nodes import Array
 
 CUDA = RUNTIME / "cuda"
 COLUMNS = (1, 2, 4, 8)  # BCQ_CUDA_COLUMNS of tiles.cu, as in cuda/CMakeLists.txt
+PLANES = (1, 2, 3, 4)  # BCQ_CUDA_PLANES of wide.cu
 FLAGS = ("-std=c++17", "-O0", "-fPIC", "-ffp-contract=off", f"-I{RUNTIME}", f"-I{NATIVE}")
 QUANTUM = 16  # addresses of weights are multiples of this
 
@@ -39,6 +40,7 @@ def emulated(folder: Path) -> Cuda:
 def link_emulated(library: Path, folder: Path) -> None:
     """Compiles all kernels as C++ and links them with the emulated device."""
     units = [("tiles.cu", f"-DBCQ_CUDA_COLUMNS={columns}") for columns in COLUMNS]
+    units += [("wide.cu", f"-DBCQ_CUDA_PLANES={planes}") for planes in PLANES]
     units += [(name, "-DBCQ_EMULATED") for name in ("digits.cu", "rest.cu", "api.cc", "select.cc")]
     sources = [(CUDA / name, flag) for name, flag in units]
     sources.append((NATIVE / "cuda_device_emulated.cc", "-DBCQ_EMULATED"))

@@ -24,13 +24,14 @@ from native_builds import RUNTIME, compiler
 from nodes import Array, activations, magnitudes, product, random_weight
 
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-TILES = ("tiles8", "tiles16", "tiles32", "tiles64")
+TILES = ("tiles8", "tiles16", "tiles32", "tiles64", "wide128")
 ROWS_OF = {
     "digits": (1, 2, 3),
     "tiles8": (3, 8, 9),
     "tiles16": (13,),
     "tiles32": (20,),
     "tiles64": (65,),
+    "wide128": (5, 130),
     "generic": (1, 5),
 }
 
@@ -117,7 +118,7 @@ def test_the_first_planes_of_wider_codes_are_a_weight_of_their_own(cuda: Cuda, k
     np.testing.assert_array_equal(inside, multiply(cuda, a, on_guarded_pages(pack(coarser)), kernel=kernel))
 
 
-@pytest.mark.parametrize("kernel", ["digits", "tiles8", "tiles16", "generic"])
+@pytest.mark.parametrize("kernel", ["digits", "tiles8", "tiles16", "wide128", "generic"])
 def test_results_are_the_same_bits_in_any_order_of_threads_and_blocks(
     cuda: Cuda, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +152,7 @@ def test_tile_kernels_run_in_the_shared_memory_of_the_oldest_devices(
     assert (np.abs(y - product(a, weight)) <= bound("tiles64", "float16", a, weight)).all()
 
 
-@pytest.mark.parametrize("kernel", ["digits", "tiles8", "generic"])
+@pytest.mark.parametrize("kernel", ["digits", "tiles8", "wide128", "generic"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_an_activation_that_is_not_finite_reaches_its_own_row_only(
     cuda: Cuda, kernel: str, poison: float
@@ -174,7 +175,7 @@ def test_float32_activations_of_any_size_keep_their_digits(cuda: Cuda, scale: fl
     assert np.linalg.norm(error) < 1e-6 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("kernel", ["digits", "tiles8", "generic"])
+@pytest.mark.parametrize("kernel", ["digits", "tiles8", "wide128", "generic"])
 def test_rows_may_lie_apart_and_at_odd_addresses(cuda: Cuda, kernel: str) -> None:
     packed = pack(random_weight(20, 100, 2, 32))
     a = activations(3, 100, np.float16)
@@ -193,6 +194,31 @@ def test_rows_may_lie_apart_and_at_odd_addresses(cuda: Cuda, kernel: str) -> Non
     )
     np.testing.assert_array_equal(y[:, :20], multiply(cuda, a, packed, kernel=kernel))
     assert (y[:, 20:] == -1).all()
+
+
+@pytest.mark.parametrize("processors", [1, 132])
+@pytest.mark.parametrize(("stages", "bits"), [(1, 4), (2, 1), (4, 3)])
+def test_the_wide_kernel_goes_round_its_slots_with_one_or_two_sets_of_warps(
+    cuda: Cuda, stages: int, bits: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the reversed order instructions run as late as their wait allows: what they read must still be there.
+    weight = random_weight(300, 128 * stages - 40, bits, 64, offset=True)
+    a = activations(3, weight.inputs, np.float16)
+    monkeypatch.setenv("BCQ_CUDA_EMULATED_PROCESSORS", str(processors))
+    once = multiply(cuda, a, on_guarded_pages(pack(weight)), kernel="wide128")
+    monkeypatch.setenv("BCQ_CUDA_REVERSED", "1")
+    np.testing.assert_array_equal(once, multiply(cuda, a, pack(weight), kernel="wide128"))
+    allowed = bound("wide128", "float16", a, weight)
+    assert (np.abs(once.astype(np.float64) - product(a, weight)) <= allowed).all()
+
+
+def test_the_wide_kernel_is_for_one_kind_of_device_and_not_selected(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "wide128" not in {chosen(cuda, M) for M in (1, 3, 64, 128, 512, 4096)}
+    monkeypatch.setenv("BCQ_CUDA_EMULATED_SM", "100")
+    with pytest.raises(ValueError, match=r"wide128: needs compute capability 9\.0"):
+        multiply(cuda, activations(3, 100, np.float16), pack(random_weight(20, 100, 2, 32)), kernel="wide128")
 
 
 def test_no_rows_are_no_work(cuda: Cuda) -> None:
@@ -306,8 +332,8 @@ def test_doctor_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "cannot be used" in str(bcq_cuda.facts()["missing"])
 
 
-def test_kernels_use_the_gpu_through_one_header_only() -> None:
-    allowed = {"simt.h", "device.h", "device.cu"}
+def test_kernels_use_the_gpu_through_two_headers_only() -> None:
+    allowed = {"simt.h", "simt_wide.h", "device.h", "device.cu"}
     words = ("__shfl", "__syncthreads", "threadIdx", "asm(", "cuda_fp16", "atomicAdd", "cudaMalloc")
     for source in (RUNTIME / "cuda").iterdir():
         text = source.read_text(encoding="utf-8")
@@ -318,17 +344,23 @@ def test_kernels_use_the_gpu_through_one_header_only() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_nvcc_compiles_a_kernel_without_spills_to_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("header", "kernel", "device"),
+    [("tiles.h", "tiles_kernel<false, 3, 1>", "80"), ("wide.h", "wide_kernel<false, 3, 2>", "90a")],
+)
+def test_nvcc_compiles_a_kernel_without_spills_or_waits(
+    header: str, kernel: str, device: str, tmp_path: Path
+) -> None:
     source = tmp_path / "one.cu"
     source.write_text(
-        '#include "cuda/tiles.h"\nnamespace bcq::cuda {\n'
-        "template __global__ void tiles_kernel<false, 3, 1>(MatMul, bool);\n}\n",
+        f'#include "cuda/{header}"\nnamespace bcq::cuda {{\n'
+        f"template __global__ void {kernel}(MatMul, bool);\n}}\n",
         encoding="utf-8",
     )
     command = [
         "nvcc",
         "-std=c++17",
-        "-arch=sm_80",
+        f"-gencode=arch=compute_{device},code=sm_{device}",
         f"-I{RUNTIME}",
         "-Xptxas=-v",
         "-cubin",
@@ -338,3 +370,4 @@ def test_nvcc_compiles_a_kernel_without_spills_to_memory(tmp_path: Path) -> None
     ]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     assert "0 bytes spill stores" in report
+    assert "Potential Performance Loss" not in report  # where ptxas waits for each wide instruction

@@ -59,6 +59,14 @@ def test_columns_that_lie_apart_are_copied_first(cuda: Cuda) -> None:
     assert within_rounding(y, x, weight, 2.0**-23)
 
 
+def test_one_row_for_all_is_copied_first(cuda: Cuda) -> None:
+    weight = random_weight(17, 70, 2, 32)
+    matrix = PackedMatrix.of(pack(weight))
+    row = torch.randn(1, 70, generator=torch.Generator().manual_seed(0))
+    y = on_cuda.launch(cuda, row.expand(3, 70), matrix.codes, halves(matrix), matrix.layout)
+    assert within_rounding(y, row.expand(3, 70), weight, 2.0**-23)
+
+
 def test_tensors_on_a_cpu_are_not_for_cuda() -> None:
     assert on_cuda.kernels_for(torch.zeros(1, 32)) is None
 

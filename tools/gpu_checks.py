@@ -7,25 +7,25 @@ They take any device that PyTorch has, so that a test runs them on the CPU with 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from bcq.cuda import Cuda
-from gpu_weights import Shape, Weight, into, multiply, random_weight, stream_of
+from gpu_weights import Shape, into, multiply, random_weight, stream_of
 
 # Relative errors (Frobenius) against float64 on random data. Results are rounded to 2^-11 (float16) or 2^-8
 # (bfloat16), a half of that in the mean; tile kernels round weights once to the same type.
 LARGEST = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 2e-6}
 TILES = ("tiles8", "tiles16", "tiles32", "tiles64")
+WIDE = "wide128"
 RAGGED = (
     Shape(17, 33, 1, 0),
     Shape(40, 300, 2, 64, True),
     Shape(75, 520, 3, 32),
     Shape(33, 129, 4, 128, True),
 )
-WIDE = (Shape(96, 640, 5, 96, True), Shape(100, 1000, 8, 0))
+WIDE_CODES = (Shape(96, 640, 5, 96, True), Shape(100, 1000, 8, 0))
 LARGE = (
     Shape(4096, 4096, 2, 128),
     Shape(4096, 14336, 3, 128),
@@ -56,23 +56,36 @@ def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def takes(kernel: str, dtype: torch.dtype, shape: Shape) -> bool:
-    """Whether a kernel takes a type and number of planes."""
+def takes(kernel: str, dtype: torch.dtype, shape: Shape, sm: int = 90) -> bool:
+    """Whether a kernel takes a type and number of planes on a device of capability ``sm``."""
     if kernel == "generic":
         return True
-    return shape.q <= 4 and (kernel == "digits" or dtype != torch.float32)
+    if kernel == WIDE and sm != 90:
+        return False
+    old = dtype == torch.bfloat16 and sm < 80
+    return shape.q <= 4 and (kernel == "digits" or not (old or dtype == torch.float32))
 
 
-def parity(cuda: Cuda, device: str, shapes: tuple[Shape, ...], rows: tuple[int, ...]) -> str:
-    """Every kernel that takes a shape and type agrees with float64."""
+def capability(device: str) -> int:
+    """90 for a device of capability 9.0; the emulated one is such a device."""
+    if device == "cpu":
+        return 90
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * int(major) + int(minor)
+
+
+def parity(
+    cuda: Cuda, device: str, shapes: tuple[Shape, ...], rows: tuple[int, ...], kernels: tuple[str, ...]
+) -> str:
+    """Every one of some kernels that takes a shape and type agrees with float64."""
     worst: dict[str, float] = {}
-    count = 0
+    count, sm = 0, capability(device)
     for shape in shapes:
         weight = random_weight(shape, device)
         dense = weight.dense()
         slow = shape.N * shape.K > 1 << 20
-        for M, dtype, kernel in itertools.product(rows, LARGEST, cuda.kernels()):
-            if not takes(kernel, dtype, shape) or (kernel == "generic" and slow and M > 4):
+        for M, dtype, kernel in itertools.product(rows, LARGEST, kernels):
+            if not takes(kernel, dtype, shape, sm) or (kernel == "generic" and slow and M > 4):
                 continue
             a = activations(M, shape.K, dtype, device)
             error = relative_error(multiply(cuda, a, weight, kernel=kernel), a.double() @ dense.T)
@@ -80,13 +93,34 @@ def parity(cuda: Cuda, device: str, shapes: tuple[Shape, ...], rows: tuple[int, 
             name = f"{kernel} {str(dtype).removeprefix('torch.')}"
             worst[name] = max(worst.get(name, 0.0), error)
             count += 1
+    if count == 0:
+        return f"none of {', '.join(kernels)} is for compute capability {sm / 10}"
     return f"{count} problems; worst " + ", ".join(
         f"{name} {error:.1e}" for name, error in sorted(worst.items())
     )
 
 
-def selected(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...]) -> str:
+def ragged(cuda: Cuda, device: str, kernels: tuple[str, ...]) -> str:
+    """`parity` on small sizes with tails everywhere."""
+    rehearsal = device == "cpu"
+    shapes, rows = (RAGGED[:1], (3,)) if rehearsal else (RAGGED + WIDE_CODES, (1, 2, 3, 9, 65, 300))
+    return parity(cuda, device, shapes, rows, kernels)
+
+
+def large(cuda: Cuda, device: str, kernels: tuple[str, ...]) -> str:
+    """`parity` on matrices of models."""
+    return parity(cuda, device, LARGE, (1, 2, 4, 16, 64, 200), kernels)
+
+
+def middle(device: str) -> Shape:
+    """A matrix of a middling size, on the CPU of a small one."""
+    return Shape(40, 200, 2, 64, True) if device == "cpu" else Shape(2080, 1984, 3, 64, True)
+
+
+def selected(cuda: Cuda, device: str) -> str:
     """What is selected without a name agrees with float64, also for codes of more planes and rows apart."""
+    shape = middle(device)
+    rows = (1, 3) if device == "cpu" else (1, 2, 3, 8, 16, 33, 130)
     weights = [random_weight(one, device) for one in (shape, replace(shape, q=1, further=2))]
     for M, weight in itertools.product(rows, weights):
         a = activations(M, 2 * shape.K, torch.float16, device)[:, : shape.K]
@@ -99,10 +133,13 @@ def selected(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...]) -> st
     return f"rows {rows}, one of three planes too, strided; M = 0 launches nothing"
 
 
-def same_bits(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...], repeats: int = 20) -> str:
+def same_bits(cuda: Cuda, device: str) -> str:
     """Repeated runs give the same bits."""
+    shape = middle(device)
+    rows, repeats = ((3,), 1) if device == "cpu" else ((1, 5, 40), 20)
     weight = random_weight(shape, device)
-    for M, kernel in itertools.product(rows, ("digits", *TILES)):
+    kernels = [k for k in ("digits", *TILES, WIDE) if takes(k, torch.float16, shape, capability(device))]
+    for M, kernel in itertools.product(rows, kernels):
         a = activations(M, shape.K, torch.float16, device)
         first = multiply(cuda, a, weight, kernel=kernel)
         for _ in range(repeats):
@@ -112,8 +149,9 @@ def same_bits(cuda: Cuda, device: str, shape: Shape, rows: tuple[int, ...], repe
     return f"{repeats} runs of each kernel"
 
 
-def gather(cuda: Cuda, device: str, shape: Shape) -> str:
+def gather(cuda: Cuda, device: str) -> str:
     """Rows agree with float64 to float32's rounding, and an index that does not exist gives NaN."""
+    shape = middle(device)
     weight = random_weight(shape, device)
     indices = torch.tensor([0, shape.N - 1, -1, -shape.N, 3, shape.N], device=device)
     y = torch.zeros(6, shape.K, device=device)
@@ -124,8 +162,9 @@ def gather(cuda: Cuda, device: str, shape: Shape) -> str:
     return f"relative error {error:.1e}"
 
 
-def on_a_side_stream(cuda: Cuda, shape: Shape) -> str:
+def on_a_side_stream(cuda: Cuda, device: str) -> str:
     """Work goes to the stream that is given: it waits for what runs there and for nothing else."""
+    shape = middle(device)
     weight = random_weight(shape, "cuda")
     a = activations(4, shape.K, torch.float16, "cuda")
     exact = multiply(cuda, a, weight)
@@ -143,8 +182,9 @@ def on_a_side_stream(cuda: Cuda, shape: Shape) -> str:
     return "waits for its own stream"
 
 
-def replay(cuda: Cuda, shape: Shape, rows: tuple[int, ...]) -> str:
+def replay(cuda: Cuda, device: str, rows: tuple[int, ...] = (1, 2, 5, 40)) -> str:
     """A captured launch gives the bits of a plain one, with new activations in each replay."""
+    shape = middle(device)
     weight = random_weight(shape, "cuda")
     for M in rows:
         a = activations(M, shape.K, torch.float16, "cuda")
@@ -158,37 +198,3 @@ def replay(cuda: Cuda, shape: Shape, rows: tuple[int, ...]) -> str:
             graph.replay()
             demand(torch.equal(y, multiply(cuda, a, weight)), f"graph: M={M}, replay {seed} differs")
     return f"3 replays at rows {rows}"
-
-
-Check = tuple[str, Callable[[], str]]
-
-
-def all_checks(cuda: Cuda) -> list[Check]:
-    """Everything that runs on a device, the quick ones first."""
-    middle = Shape(2080, 1984, 3, 64, True)
-    return [
-        ("ragged sizes", lambda: parity(cuda, "cuda", RAGGED + WIDE, (1, 2, 3, 9, 65))),
-        (
-            "selection, further planes, strides, M = 0",
-            lambda: selected(cuda, "cuda", middle, (1, 2, 3, 8, 16, 33, 130)),
-        ),
-        ("gather", lambda: gather(cuda, "cuda", middle)),
-        ("non-default stream", lambda: on_a_side_stream(cuda, middle)),
-        ("CUDA graph", lambda: replay(cuda, middle, (1, 2, 5, 40))),
-        ("same bits", lambda: same_bits(cuda, "cuda", middle, (1, 5, 40))),
-        ("large matrices", lambda: parity(cuda, "cuda", LARGE, (1, 2, 4, 16, 64, 200))),
-    ]
-
-
-__all__ = [
-    "RAGGED",
-    "TILES",
-    "Check",
-    "Failed",
-    "Weight",
-    "all_checks",
-    "gather",
-    "parity",
-    "same_bits",
-    "selected",
-]

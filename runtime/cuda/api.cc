@@ -24,11 +24,12 @@ const char* refuse(const Kernel& kernel, const BcqCudaMatMul& p, int sm) {
   if (all_units(layout_of(p.K, p.N, p.group_size, p.bits, p.planes), (p.N + kTileRows - 1) / kTileRows) >= kMostUnits) {
     return message("%s: takes at most 2^34 words of codes", kernel.name);
   }
-  const bool generic = &kernel == find("generic"), digits = &kernel == find("digits");
+  const bool generic = &kernel == find("generic"), digits = &kernel == find("digits"), wide = &kernel == find("wide128");
   if (generic) return nullptr;
   if (p.bits > kMostPlanesOfTiles) return message("%s: takes at most four planes", kernel.name);
   if (digits) return nullptr;
   if (p.type == BCQ_CUDA_FLOAT32) return message("%s: takes float16 and bfloat16", kernel.name);
+  if (wide && sm != 90) return message("%s: needs compute capability 9.0", kernel.name);
   if (p.type == BCQ_CUDA_BFLOAT16 && sm < 80) return message("%s: bfloat16 needs compute capability 8.0", kernel.name);
   return nullptr;
 }

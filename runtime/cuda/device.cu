@@ -50,7 +50,9 @@ const char* why_unavailable() {
     return text;
   }
   Device device = {};
+  int number = 0;
   if (current_device(device)) return nullptr;
+  if (cudaGetDevice(&number) == cudaSuccess) read(number, device);
   std::snprintf(text, sizeof text, "the device has compute capability %d.%d, expected 7.5 or newer.", device.sm / 10,
                 device.sm % 10);
   return text;
@@ -67,10 +69,10 @@ const char* device_text() {
   return text;
 }
 
-const char* launch_error() {
+const char* launch_error(cudaError_t error) {
   static thread_local char text[200];
-  const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // it is told here, so that nobody else finds it
   std::snprintf(text, sizeof text, "the launch failed: %s", cudaGetErrorString(error));
   return text;
 }

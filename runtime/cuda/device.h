@@ -21,18 +21,25 @@ const char* device_text();
 
 #if defined(__CUDACC__)
 
-// Null, or why the last launch failed.
-const char* launch_error();
+// Null, or why a launch failed.
+const char* launch_error(cudaError_t error);
 
 template <typename... Formal, typename... Actual>
 const char* launch(void (*kernel)(Formal...), int blocks_x, int blocks_y, int threads, size_t shared_bytes, void* stream,
                    const Actual&... arguments) {
   constexpr size_t usual = 48 * 1024;  // more must be asked for
   if (shared_bytes > usual) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    const cudaError_t refusal =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (refusal != cudaSuccess) return launch_error(refusal);
   }
-  kernel<<<dim3(unsigned(blocks_x), unsigned(blocks_y)), unsigned(threads), shared_bytes, cudaStream_t(stream)>>>(arguments...);
-  return launch_error();
+  // The function's own answer, not the last error of the thread: that may be somebody else's.
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks_x), unsigned(blocks_y));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = cudaStream_t(stream);
+  return launch_error(cudaLaunchKernelEx(&config, kernel, Formal(arguments)...));
 }
 
 #else

@@ -12,6 +12,7 @@
   BCQ_CUDA_KERNEL(tiles16, 16, run_tiles<2>)      \
   BCQ_CUDA_KERNEL(tiles32, 32, run_tiles<4>)      \
   BCQ_CUDA_KERNEL(tiles64, 64, run_tiles<8>)      \
+  BCQ_CUDA_KERNEL(wide128, 128, run_wide)         \
   BCQ_CUDA_KERNEL(generic, 4, run_generic)
 
 namespace bcq::cuda {
@@ -22,6 +23,9 @@ using Run = const char* (*)(const MatMul&, const Device&, void* stream);
 const char* run_digits(const MatMul&, const Device&, void* stream);
 template <int nt>
 const char* run_tiles(const MatMul&, const Device&, void* stream);
+template <int planes>
+const char* run_wide_planes(const MatMul&, const Device&, void* stream);
+const char* run_wide(const MatMul&, const Device&, void* stream);
 const char* run_generic(const MatMul&, const Device&, void* stream);
 const char* run_gather(const BcqCudaGather&, void* stream);
 

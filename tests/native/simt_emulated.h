@@ -41,6 +41,8 @@ struct Block {
   std::vector<Meeting> warps;
   std::vector<ucontext_t> contexts;
   std::vector<bool> done;
+  std::vector<bool> unshown;  // threads with stores that simt_wide_emulated.h waits for
+  bool fresh = true;
   ucontext_t scheduler;
   std::function<void()> body;
 };
@@ -61,6 +63,7 @@ inline void let_others_run() { swapcontext(&block().contexts[thread()], &block()
 
 inline void sync() {
   Block& b = block();
+  if (b.unshown[size_t(b.current)]) std::abort();
   const unsigned round = b.round;
   if (++b.arrived == b.threads) {
     b.arrived = 0;
@@ -203,7 +206,7 @@ inline void run_thread() {
   let_others_run();
 }
 
-constexpr size_t kStack = 64 * 1024;
+constexpr size_t kStack = 128 * 1024;
 
 inline void run_block() {
   static std::vector<std::unique_ptr<char[]>>& stacks = *new std::vector<std::unique_ptr<char[]>>;
@@ -213,6 +216,8 @@ inline void run_block() {
   b.warps.assign(size_t(b.threads + kLanes - 1) / kLanes, {});
   b.contexts.resize(size_t(b.threads));
   b.done.assign(size_t(b.threads), false);
+  b.unshown.assign(size_t(b.threads), false);
+  b.fresh = true;
   b.arrived = 0;
   for (int i = 0; i < b.threads; ++i) {
     ucontext_t& context = b.contexts[size_t(i)];

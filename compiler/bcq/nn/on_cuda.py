@@ -38,7 +38,8 @@ def launch(cuda: Cuda, x: torch.Tensor, codes: torch.Tensor, factors: Factors, s
     Raises:
         ValueError: when the launch fails.
     """
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    rows_apart = x.stride(-1) == 1 and x.stride(0) >= shape.inputs  # an expanded row has the stride 0
+    x = x if rows_apart else x.contiguous()
     held = (codes.contiguous(), factors.alpha_1.contiguous(), factors.alpha_rest.contiguous())
     offset = None if factors.offset is None else factors.offset.contiguous()
     y = x.new_empty(len(x), shape.rows)
