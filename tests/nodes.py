@@ -135,6 +135,18 @@ def one_node(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def brain_node(weight: PackedWeight | BcqWeight, opset: int) -> onnx.ModelProto:
+    """BcqMatMul on bfloat16 between casts from and to float32: NumPy has no bfloat16 to feed."""
+    model = one_node(contract.MATMUL, weight, np.float32, ("batch",))
+    node = model.graph.node.pop()
+    node.input[0], node.output[0] = "A_brain", "Y_brain"
+    into = helper.make_node("Cast", ["A"], ["A_brain"], to=TensorProto.BFLOAT16)
+    out = helper.make_node("Cast", ["Y_brain"], ["Y"], to=TensorProto.FLOAT)
+    model.graph.node.extend([into, node, out])
+    model.opset_import[0].version = opset
+    return model
+
+
 def open_session(
     model: onnx.ModelProto | Path, threads: int = 1, entries: dict[str, str] | None = None
 ) -> ort.InferenceSession:

@@ -7,16 +7,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
 
-from bcq import contract, functions
+from bcq import functions
 from bcq.core import Core
 from bcq.packing import pack
 from guarded import guarded
-from nodes import Array, activations, among_planes, one_node, open_session, product, random_weight
+from nodes import Array, activations, among_planes, brain_node, open_session, product, random_weight
 
 CORE = Core.load()
 BRAIN = np.dtype(ml_dtypes.bfloat16)
@@ -70,23 +68,6 @@ def test_rows_come_alone_as_in_a_batch(M: int) -> None:
         np.testing.assert_array_equal(alone.view(np.uint16), whole[m : m + 1].view(np.uint16))
 
 
-def brain_model(weight: Any, opset: int, with_functions: bool) -> onnx.ModelProto:
-    """float32 in, one BcqMatMul on bfloat16, float32 out; NumPy has no bfloat16 of its own to feed."""
-    model = one_node(contract.MATMUL, weight, np.float32, ("batch",))
-    graph = model.graph
-    graph.node[0].input[0], graph.node[0].output[0] = "A_brain", "Y_brain"
-    into = helper.make_node("Cast", ["A"], ["A_brain"], to=TensorProto.BFLOAT16)
-    out = helper.make_node("Cast", ["Y_brain"], ["Y"], to=TensorProto.FLOAT)
-    nodes = [into, graph.node[0], out]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    model.opset_import[0].version = opset
-    if with_functions:
-        made = functions.functions(opset, ir.DataType.BFLOAT16)
-        model.functions.extend(ir.serde.serialize_function(f) for f in made)
-    return model
-
-
 def allowed(a: Array, exact: Array) -> Array:
     """One rounding to bfloat16, behind sums that are near-exact: 1e-4 of outputs of the size of 10."""
     return np.asarray(ROUNDING * np.abs(exact) + 2e-3)
@@ -96,7 +77,8 @@ def allowed(a: Array, exact: Array) -> Array:
 def test_a_session_multiplies_in_bfloat16(M: int) -> None:
     weight = random_weight(50, 100, 3, 32, offset=True)
     a = activations(M, 100).astype(BRAIN).astype(np.float32)
-    y = open_session(brain_model(weight, 18, with_functions=False)).run(None, {"A": a})[0]
+    session = open_session(brain_node(weight, 18))
+    y = np.asarray(session.run(None, {"A": a})[0])
     exact = product(a, weight)
     assert (np.abs(y - exact) <= allowed(a, exact)).all()
     assert (y == y.astype(BRAIN).astype(np.float32)).all()
@@ -109,8 +91,11 @@ def test_the_functions_say_the_same_in_bfloat16(opset: int) -> None:
 
     weight = random_weight(20, 70, 2, 32, offset=True)
     a = activations(3, 70).astype(BRAIN).astype(np.float32)
-    model = brain_model(weight, opset, with_functions=True)
+    model = brain_node(weight, opset)
+    made = functions.functions(opset, ir.DataType.BFLOAT16)
+    model.functions.extend(ir.serde.serialize_function(f) for f in made)
     plain = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     exact = product(a, weight)
-    for y in (plain.run(None, {"A": a})[0], ReferenceEvaluator(model).run(None, {"A": a})[0]):
+    reference: Any = ReferenceEvaluator(model).run(None, {"A": a})
+    for y in (np.asarray(plain.run(None, {"A": a})[0]), reference[0]):
         assert (np.abs(y - exact) <= allowed(a, exact)).all()

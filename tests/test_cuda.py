@@ -202,7 +202,8 @@ def test_the_wide_kernel_goes_round_its_slots_with_one_or_two_sets_of_warps(
     cuda: Cuda, stages: int, bits: int, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the reversed order instructions run as late as their wait allows: what they read must still be there.
-    weight = random_weight(300, 128 * stages - 40, bits, 64, offset=True)
+    # One multiprocessor gets two blocks of 256 rows, many get four of 128.
+    weight = random_weight(400, 128 * stages - 40, bits, 64, offset=True)
     a = activations(3, weight.inputs, np.float16)
     monkeypatch.setenv("BCQ_CUDA_EMULATED_PROCESSORS", str(processors))
     once = multiply(cuda, a, on_guarded_pages(pack(weight)), kernel="wide128")

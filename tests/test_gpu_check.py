@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_the_peer_of_a_bench_multiplies_with_what_its_reference_says(bits: int) 
 
     N, K = 32, 256
     packed, scales = gpu_peers.random_matrix(N, K, bits, seed=0)
-    sizes = {"K": K, "N": N, "bits": bits, "block_size": 128}
+    sizes: dict[str, Any] = {"K": K, "N": N, "bits": bits, "block_size": 128}
     node = helper.make_node("MatMulNBits", ["A", "B", "s"], ["Y"], domain="com.microsoft", **sizes)
     graph = helper.make_graph(
         [node],

@@ -35,7 +35,7 @@ def compare_providers(build: Path) -> str:
 
     from bcq import contract
     from bcq.runtime import default_options, register_library
-    from nodes import activations, one_node, random_weight
+    from nodes import activations, brain_node, one_node, random_weight
 
     def result(model: bytes, feeds: dict[str, NDArray[Any]], provider: str) -> NDArray[Any]:
         options = default_options()
@@ -54,11 +54,14 @@ def compare_providers(build: Path) -> str:
     for dtype in (np.float32, np.float16):
         cases += [(contract.MATMUL, dtype, {"A": activations(M, 300, dtype)[None]}) for M in (1, 5)]
     cases.append((contract.GATHER, np.int64, {"indices": np.array([[0, 199, -1]])}))
-    for op, dtype, feeds in cases:
-        model = one_node(op, weight, dtype).SerializeToString()
+    models = [(one_node(op, weight, dtype), feeds) for op, dtype, feeds in cases]
+    models += [(brain_node(weight, 18), {"A": activations(M, 300)}) for M in (1, 5)]
+    for made, feeds in models:
+        model = made.SerializeToString()
         cuda, cpu = (
             result(model, feeds, f"{name}ExecutionProvider").astype(np.float64) for name in ("CUDA", "CPU")
         )
         worst = max(worst, float(np.linalg.norm(cuda - cpu) / np.linalg.norm(cpu)))
-    assert worst < 1e-3, f"providers differ by {worst:.1e}"
-    return f"{len(cases)} nodes on both providers, worst relative difference {worst:.1e}"
+    # bfloat16 results, and weights in the tile kernels, are rounded to 2^-9 in the mean
+    assert worst < 8e-3, f"providers differ by {worst:.1e}"
+    return f"{len(models)} nodes on both providers, worst relative difference {worst:.1e}"

@@ -157,18 +157,22 @@ def build(setting: Setting) -> str:
     return f"sm_{capability}, {LIBRARY.stat().st_size / 1e6:.1f} MB"
 
 
-def small_problems(setting: Setting) -> str:
-    """Every kernel on small problems, without Python's help."""
-    return run_command(str(BUILD / "small_problems"), seconds=60).strip().splitlines()[-1]
+def small_problems(kernels: tuple[str, ...]) -> Body:
+    """Some kernels on small problems, without Python's help."""
+
+    def body(setting: Setting) -> str:
+        return run_command(str(BUILD / "small_problems"), *kernels, seconds=55).strip().splitlines()[-1]
+
+    return body
 
 
-def sanitize(tool: str) -> Body:
+def sanitize(tool: str, kernels: tuple[str, ...]) -> Body:
     """The small problems under one tool of compute-sanitizer."""
 
     def body(setting: Setting) -> str:
         program = shutil.which("compute-sanitizer") or "compute-sanitizer"
-        command = [program, "--tool", tool, "--error-exitcode", "9", str(BUILD / "small_problems")]
-        lines = run_command(*command, seconds=85).splitlines()
+        command = [program, "--tool", tool, "--error-exitcode", "9", str(BUILD / "small_problems"), *kernels]
+        lines = run_command(*command, seconds=55).splitlines()
         return " ".join(line.strip("= ") for line in lines if "problems" in line or "SUMMARY" in line)
 
     return body
@@ -216,15 +220,17 @@ def peers(setting: Setting) -> tuple[str, list[Table]]:
 
 ON_DEVICE = ("torch", "device", "library")
 CHECKED = ("torch", "library")
+SANITIZED = ("device", "library", "compute-sanitizer")
 BEST, WIDE = ("digits", "tiles8", "tiles16", "tiles32", "tiles64", "generic"), ("wide128",)
 PIECES = [
     Piece("machine", 60, (), machine),
     Piece("build", 240, ("device", "nvcc", "cmake"), build, needed_by_all=True),
-    Piece("small problems", 60, ("device", "library"), small_problems),
+    Piece("small problems", 60, ("device", "library"), small_problems(BEST)),
     Piece("ragged sizes", 60, CHECKED, check("ragged", BEST)),
     Piece("selection, further planes, strides, M = 0", 30, CHECKED, check("selected")),
     Piece("gather", 30, CHECKED, check("gather")),
     Piece("times of one row", 60, CHECKED, bench("one_row")),
+    Piece("wide kernel, small problems", 60, ("device", "library"), small_problems(WIDE)),
     Piece("wide kernel, ragged sizes", 60, CHECKED, check("ragged", WIDE)),
     Piece("non-default stream", 30, ON_DEVICE, check("on_a_side_stream")),
     Piece("CUDA graph", 30, ON_DEVICE, check("replay")),
@@ -233,9 +239,11 @@ PIECES = [
     Piece("times of every kernel", 60, CHECKED, bench("crossovers")),
     Piece("large matrices", 60, ON_DEVICE, check("large", BEST)),
     Piece("wide kernel, large matrices", 30, ON_DEVICE, check("large", WIDE)),
-    Piece("memcheck", 90, ("device", "library", "compute-sanitizer"), sanitize("memcheck")),
+    Piece("memcheck", 60, SANITIZED, sanitize("memcheck", BEST)),
     Piece("times of other matrices", 60, CHECKED, bench("others")),
-    Piece("racecheck", 90, ("device", "library", "compute-sanitizer"), sanitize("racecheck")),
+    Piece("racecheck", 60, SANITIZED, sanitize("racecheck", BEST)),
+    Piece("wide kernel, memcheck", 60, SANITIZED, sanitize("memcheck", WIDE)),
+    Piece("wide kernel, racecheck", 60, SANITIZED, sanitize("racecheck", WIDE)),
     Piece("onnxruntime's product", 60, ("device", "torch", "onnx", "onnxruntime", "cuda-provider"), peers),
     Piece(
         "onnxruntime's providers",

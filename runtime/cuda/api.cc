@@ -9,6 +9,7 @@ namespace bcq::cuda {
 namespace {
 
 constexpr int kMostPlanesOfTiles = 4;
+constexpr int64_t kMostSize = (int64_t(1) << 31) - (1 << 16);  // of K and N: kernels count in int, a little past the end
 
 // Valid until this thread's next call.
 const char* message(const char* format, const char* value) {
@@ -18,6 +19,11 @@ const char* message(const char* format, const char* value) {
 }
 
 size_t element_size(int type) { return type == BCQ_CUDA_FLOAT32 ? 4 : 2; }
+
+// Why no kernel takes a matrix.
+const char* refuse_size(int64_t K, int64_t N) {
+  return K <= kMostSize && N <= kMostSize ? nullptr : "K and N: the CUDA kernels take at most 2^31 - 2^16";
+}
 
 // Why a kernel that a program names does not take a problem.
 const char* refuse(const Kernel& kernel, const BcqCudaMatMul& p, int sm) {
@@ -61,6 +67,7 @@ const char* bcq_cuda_matmul(const BcqCudaMatMul* problem, const char* name, void
   if (!current_device(device)) return why_unavailable();
   const Kernel* kernel = name == nullptr ? &select(*problem, device.sm, device.processors) : find(name);
   if (kernel == nullptr) return message("%s: unknown kernel name", name);
+  if (const char* refusal = refuse_size(problem->K, problem->N)) return refusal;
   if (const char* refusal = refuse(*kernel, *problem, device.sm)) return refusal;
   for (int64_t begin = 0; begin < problem->M; begin += kMostRows) {
     const int64_t count = std::min(kMostRows, problem->M - begin);
@@ -72,6 +79,7 @@ const char* bcq_cuda_matmul(const BcqCudaMatMul* problem, const char* name, void
 const char* bcq_cuda_gather(const BcqCudaGather* problem, void* stream) {
   using namespace bcq::cuda;
   if (problem->count == 0) return nullptr;
+  if (const char* refusal = refuse_size(problem->K, problem->N)) return refusal;
   return run_gather(*problem, stream);
 }
 

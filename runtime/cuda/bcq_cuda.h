@@ -3,7 +3,8 @@
  * The CUDA kernels behind a plain C ABI: no ONNX Runtime type and no CUDA header appears here, so a custom op, PyTorch
  * through ctypes or a bare program can call them. Shapes, layout and arithmetic: ops/README.md. Callers have validated
  * every size and shape. All pointers of a problem are device addresses. Every call only puts work on the stream: nothing
- * is allocated, copied or waited for, so calls can be captured into a CUDA graph. Results are the same bits in every run.
+ * is allocated, copied or waited for, so calls can be captured into a CUDA graph; the first launch of a kernel loads its
+ * code, so launch it once before. Results are the same bits in every run.
  */
 #ifndef BCQ_CUDA_H_
 #define BCQ_CUDA_H_
