@@ -87,7 +87,7 @@ def chained(launches: Sequence[Callable[[], object]], device: str = "cuda") -> T
 def copy_bandwidth(device: str) -> float:
     """GB/s of a device-to-device copy, bytes read and written."""
     count = COPY_BYTES if device == "cuda" else 1 << 20
-    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    source = torch.empty(count, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     return 2 * count / chained([lambda: target.copy_(source)] * 4, device).median / 1e3
 
