@@ -36,6 +36,7 @@ class Problem:
         a: float32 or float16 ``[M, K]``, or the indices ``[M]``, int64.
         level: accuracy_level.
         parts: pieces that the work is cut into; 0 lets the library choose.
+        resident: whether a product reads a copy of the codes in the kernel's own order.
     """
 
     kernel: str
@@ -43,6 +44,7 @@ class Problem:
     a: Array
     level: int = 0
     parts: int = 0
+    resident: bool = False
 
     @property
     def is_gather(self) -> bool:
@@ -60,7 +62,7 @@ class Problem:
         w = self.weight
         half = self.a.dtype == np.float16
         sizes = (self.is_gather, len(self.a), w.inputs, w.rows, w.group_size, w.bits, w.planes, half)
-        header = struct.pack("<10q32s", *sizes, self.level, self.parts, self.kernel.encode())
+        header = struct.pack("<11q32s", *sizes, self.level, self.parts, self.resident, self.kernel.encode())
         arrays = [np.ascontiguousarray(x).tobytes() for x in (self.a, *w.tensors().values())]
         return header + b"".join(struct.pack("<q", len(data)) + data for data in arrays)
 

@@ -90,6 +90,25 @@ def test_planes_that_are_not_read_change_nothing(emulated: Core, kernel: str, bi
 
 
 @x86
+@pytest.mark.parametrize("kernel", LOOK_UPS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+def test_a_resident_copy_has_an_order_of_its_own_and_the_same_bits(
+    emulated: Core, kernel: str, bits: int
+) -> None:
+    for rows, inputs, group in SHAPES:
+        weight = pack(random_weight(rows, inputs, bits, group, offset=bits % 2 == 0))
+        copy = emulated.make_resident(weight, kernel=kernel, accuracy_level=level(kernel))
+        assert copy.tobytes() != weight.codes.tobytes()
+        for tokens in (1, 15):
+            a = activations(tokens, inputs)
+            there, here = (
+                emulated.matmul(a, weight, kernel=kernel, accuracy_level=level(kernel), resident=codes)
+                for codes in (copy, None)
+            )
+            assert there.tobytes() == here.tobytes(), (rows, inputs, group, tokens)
+
+
+@x86
 @each_kernel
 @pytest.mark.parametrize(("dtype", "powers"), [(np.float32, (-44, 38)), (np.float16, (-8, 5))])
 def test_rows_of_any_magnitude_give_the_bits_of_avx2(
@@ -137,6 +156,7 @@ def _problems(kernel: str) -> Iterator[Problem]:
         weight = among_planes(random_weight(70, 416, bits, 128, offset=True), planes)
         for tokens in (1, 15):
             yield Problem(kernel, weight, activations(tokens, 416), level(kernel), parts=2)
+            yield Problem(kernel, weight, activations(tokens, 416), level(kernel), resident=True)
 
 
 @each_kernel

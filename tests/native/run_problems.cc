@@ -14,7 +14,7 @@ namespace {
 
 // As other_cpu.py writes it, all fields of eight bytes.
 struct Header {
-  int64_t is_gather, M, K, N, group_size, bits, planes, is_half, accuracy_level, parts;
+  int64_t is_gather, M, K, N, group_size, bits, planes, is_half, accuracy_level, parts, resident;
   char kernel[32];
 };
 
@@ -87,6 +87,14 @@ const char* multiply(const Header& h, BcqMatMulProblem p, Array& a, Array& y) {
   p.a_stride = h.K;
   p.y = y.data();
   p.y_stride = h.N;
+  Array copy(h.resident == 0 ? 0 : size_t((h.N + 15) / 16 * ((h.K + 31) / 32) * h.bits * 64));
+  if (h.resident != 0) {
+    const char* error = bcq_matmul_make_resident(&p, h.kernel, static_cast<uint32_t*>(copy.data()));
+    if (error != nullptr) return error;
+    p.codes = static_cast<const uint32_t*>(copy.data());
+    p.resident = 1;
+    p.planes = 0;
+  }
   Array scratch(bcq_matmul_scratch_bytes(&p, h.kernel));
   return bcq_matmul(&p, h.kernel, scratch.data(), size_t(h.parts), nullptr, nullptr);
 }

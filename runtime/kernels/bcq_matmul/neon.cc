@@ -9,8 +9,8 @@
 namespace bcq {
 
 extern const MatMulKernel kMatMul_neon_t16 = {
-    "neon_t16", "neon", BCQ_CPU_NEON, t16_supports, t16_scratch_bytes, prepare<T16>, run<T16>};
+    "neon_t16", "neon", BCQ_CPU_NEON, t16_supports, t16_scratch_bytes, prepare<T16>, run<T16>, order_line};
 extern const MatMulKernel kMatMul_neon_t8 = {
-    "neon_t8", "neon", BCQ_CPU_NEON, t8_supports, t8_scratch_bytes, prepare<T8>, run<T8>};
+    "neon_t8", "neon", BCQ_CPU_NEON, t8_supports, t8_scratch_bytes, prepare<T8>, run<T8>, order_line};
 
 }  // namespace bcq

@@ -2,10 +2,10 @@
 // Look-ups for NEON: from lines of codes and tables to exact sums of table entries.
 //
 // A 64-byte line of codes is four vectors of four rows. Its 16-bit lanes are bytes 0 and 1, or bytes 2 and 3, of a row;
-// sorted by that, a vector has a pair of bytes of eight rows. One TBL over two registers then looks up two quads of
-// each row, the odd lanes in the second table (index + 16), and UADALP adds both to the row's 16-bit sum: two
-// instructions for sixteen entries, and no tails. Low nibbles are the quads 0, 2, 4, 6, high nibbles 1, 3, 5, 7.
-// Sums of 32 quads of bytes lie below 2^13.
+// sorted by that, as a resident copy is, a vector has a pair of bytes of eight rows. One TBL over two registers then
+// looks up two quads of each row, the odd lanes in the second table (index + 16), and UADALP adds both to the row's
+// 16-bit sum: two instructions for sixteen entries, and no tails. Low nibbles are the quads 0, 2, 4, 6, high nibbles
+// 1, 3, 5, 7. Sums of 32 quads of bytes lie below 2^13.
 #pragma once
 
 #include <arm_neon.h>
@@ -53,12 +53,33 @@ struct Indexes {
 
 inline uint16x8_t eight_words(const uint32_t* words) { return vld1q_u16(reinterpret_cast<const uint16_t*>(words)); }
 
-// Of the bytes 0 and 1 (pair 0) or 2 and 3 (pair 1) of the eight rows whose words these are.
-template <int pair>
-__attribute__((always_inline)) inline void next_indexes(const uint32_t* words, uint8x16_t nibble, Indexes& index) {
-  const uint16x8_t front = eight_words(words);
-  const uint16x8_t back = eight_words(words + 4);
-  const uint8x16_t bytes = vreinterpretq_u8_u16(pair == 0 ? vuzp1q_u16(front, back) : vuzp2q_u16(front, back));
+// Each order of codes gives of a line the bytes 0 and 1 (pair 0) or 2 and 3 (pair 1) of rows 0-7 (half 0) or 8-15.
+struct DiskOrder {
+  template <int pair>
+  __attribute__((always_inline)) static uint8x16_t bytes(const uint32_t* line, int half) {
+    const uint16x8_t front = eight_words(line + half * kTileRows / 2);
+    const uint16x8_t back = eight_words(line + half * kTileRows / 2 + 4);
+    return vreinterpretq_u8_u16(pair == 0 ? vuzp1q_u16(front, back) : vuzp2q_u16(front, back));
+  }
+};
+
+// A resident copy holds them as they are used.
+struct ResidentOrder {
+  template <int pair>
+  __attribute__((always_inline)) static uint8x16_t bytes(const uint32_t* line, int half) {
+    return vld1q_u8(reinterpret_cast<const uint8_t*>(line) + 32 * pair + 16 * half);
+  }
+};
+
+inline void order_line(const uint32_t* line, uint32_t* to) {
+  uint8_t* const out = reinterpret_cast<uint8_t*>(to);
+  for (int half = 0; half < 2; ++half) {
+    vst1q_u8(out + 16 * half, DiskOrder::bytes<0>(line, half));
+    vst1q_u8(out + 32 + 16 * half, DiskOrder::bytes<1>(line, half));
+  }
+}
+
+__attribute__((always_inline)) inline void next_indexes(uint8x16_t bytes, uint8x16_t nibble, Indexes& index) {
   take_low(index.even, bytes, nibble);
   take_high(index.odd, bytes);
 }
@@ -107,6 +128,7 @@ struct EightSums {
 
 // An entry is 256 hi + lo, with a signed byte hi and an unsigned byte lo. Of each set first the lows, then the highs.
 struct T16 {
+  using Order = DiskOrder;
   static constexpr Entries kEntries = kT16;
   static constexpr int kMostSums = 4;  // of rows of A or planes, so that they stay in registers
   static constexpr int kSetBytes = 64;
@@ -143,6 +165,7 @@ struct T16 {
 
 // An entry is a signed byte.
 struct T8 {
+  using Order = DiskOrder;
   static constexpr Entries kEntries = kT8;
   static constexpr int kMostSums = 8;
   static constexpr int kSetBytes = 32;
@@ -162,6 +185,12 @@ struct T8 {
       vst1q_u8(table + kSetBytes * set_of(quad) + 16 * place_of(quad), low_bytes(quad_entries(scaled + 4 * quad)));
     }
   }
+};
+
+// A method on a resident copy.
+template <typename Method>
+struct Resident : Method {
+  using Order = ResidentOrder;
 };
 
 // ---- one block ----
@@ -195,7 +224,7 @@ __attribute__((always_inline)) inline void look_up_planes(const uint32_t* line, 
 #pragma GCC unroll 8
   for (int i = 0; i < 2 * planes; ++i) {
     no_loads_before();
-    next_indexes<pair>(line + i * kTileRows / 2, nibble, index[i % 2]);
+    next_indexes(Method::Order::template bytes<pair>(line + i / 2 * kTileRows, i % 2), nibble, index[i % 2]);
     sums[i / 2][i % 2].add(even, even_high, index[i % 2].even);
     sums[i / 2][i % 2].add(odd, odd_high, index[i % 2].odd);
   }
@@ -205,8 +234,9 @@ __attribute__((always_inline)) inline void look_up_planes(const uint32_t* line, 
 template <typename Method, int rows, int pair>
 __attribute__((always_inline)) inline void look_up_rows(const uint32_t* line, const uint8_t* sets, size_t row_bytes,
                                                         uint8x16_t nibble, Indexes (&index)[2], TileSums<Method> (&sums)[rows]) {
-  next_indexes<pair>(line, nibble, index[0]);
-  next_indexes<pair>(line + kTileRows / 2, nibble, index[1]);
+  for (int half = 0; half < 2; ++half) {
+    next_indexes(Method::Order::template bytes<pair>(line, half), nibble, index[half]);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r, sets += row_bytes) {
     no_loads_before();

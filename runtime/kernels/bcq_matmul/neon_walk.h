@@ -81,13 +81,21 @@ void prepare(const MatMulProblem& p, void* scratch, int64_t begin_row, int64_t e
 }
 
 template <typename Method>
-void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
+void run_in_order(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
   const LookupPlan plan = lookup_plan(p, Method::kEntries);
   const int64_t at_once = p.M == 1 ? 1 : kTilesForMany;
   for (int64_t tile = begin_tile; tile < end_tile; tile += at_once) {
     const Tiles tiles = {tile, end_tile - tile < at_once ? end_tile - tile : at_once};
     for (int64_t m = 0; m < p.M;) m += compute_some<Method>(p, plan, scratch, m, tiles);
   }
+}
+
+template <typename Method>
+void run(const MatMulProblem& p, const void* scratch, int64_t begin_tile, int64_t end_tile) {
+#if !BCQ_ONE_ISA  // the C interface has no resident copies, and a small library has no code for them
+  if (p.resident) return run_in_order<Resident<Method>>(p, scratch, begin_tile, end_tile);
+#endif
+  run_in_order<Method>(p, scratch, begin_tile, end_tile);
 }
 
 }  // namespace
