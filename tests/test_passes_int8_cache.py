@@ -38,7 +38,8 @@ def attended(model: ir.Model, keys: Array, values: Array) -> list[NDArray[Any]]:
 
 
 def by_heads(states: Array) -> Array:
-    return states.reshape(1, TOKENS, GROUPS, SIZE).transpose(0, 2, 1, 3)
+    heads: Array = states.reshape(1, TOKENS, GROUPS, SIZE).swapaxes(1, 2)
+    return heads
 
 
 @pytest.mark.parametrize("outlier", [1.0, 50.0])

@@ -152,6 +152,7 @@ def main() -> int:
     parser.add_argument("families", nargs="*", default=list(FAMILIES), help="all, unless some are named")
     parser.add_argument("--attention", choices=("fused", "plain"), default=None)
     parser.add_argument("--kv-cache", choices=("float", "int8"), default="float")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -159,7 +160,8 @@ def main() -> int:
     failed = []
     for family in arguments.families:
         with tempfile.TemporaryDirectory() as folder:
-            outcome = measure(family, Path(folder), arguments.attention, kv_cache=arguments.kv_cache)
+            chosen = {name: getattr(arguments, name) for name in ("attention", "kv_cache", "dtype")}
+            outcome = measure(family, Path(folder), **chosen)
         print(outcome.row(), flush=True)
         failed += [] if outcome.ok else [family]
     if failed:

@@ -79,6 +79,7 @@ def export(
     workers: int | None = None,
     attention: str | None = None,
     kv_cache: str = "float",
+    dtype: str = "float32",
     progress: Progress = SILENT,
     **options: Any,
 ) -> ExportResult:
@@ -100,6 +101,7 @@ def export(
         attention: of a decoder: ``"fused"``, one operator a layer that onnxruntime alone has, ``"plain"``,
             standard operators, or None for fused where possible.
         kv_cache: of a decoder with fused attention: ``"float"``, or ``"int8"``, a quarter of the bytes.
+        dtype: of activations, ``"float32"`` or ``"float16"``; an ``.onnx`` file has its own.
         progress: told about each stage.
         **options: as for `quantize`; not allowed for a base, which is quantized already.
 
@@ -129,6 +131,7 @@ def export(
         calibration=_calibration(calibrate, workers),
         attention=attention,
         kv_cache=kv_cache,
+        dtype=dtype,
     )
 
 

@@ -41,6 +41,7 @@ REPORT_PAGE = "report.html"
 LEAST_SHARE = 0.9  # of matrix bytes; less means that a kind of layer fell through
 ATTENTIONS = ("fused", "plain")
 KV_CACHES = ("float", "int8")
+DTYPES = ("float32", "float16")
 ACCURACY_LEVELS = (0, 1, 4)  # near-exact, float32, int8 activations; 2 and 3 are computed like 0
 Source = Path | QuantizedBase
 
@@ -83,6 +84,7 @@ class _GraphChoices:
     accuracy_level: int
     attention: str | None
     int8_cache: bool
+    half: bool
 
 
 def export(
@@ -102,6 +104,7 @@ def export(
     calibration: CalibrationOptions | None = None,
     attention: str | None = None,
     kv_cache: str = "float",
+    dtype: str = "float32",
 ) -> ExportResult:
     """Exports a model; the output folder appears whole or not at all.
 
@@ -126,25 +129,29 @@ def export(
             ``"plain"``, in standard operators; None for fused where that is possible.
         kv_cache: of a decoder with fused attention: ``"float"``, the type of its activations, or ``"int8"``,
             a quarter of the bytes, with scales measured on texts that the model makes up.
+        dtype: of activations and of what is not packed, ``"float32"`` or ``"float16"``; an ``.onnx`` file has
+            its own.
 
     Raises:
         InputError: E101 to E109 for a source that is missing, damaged or unsafe, E301 and E302 for an adapter
             that does not fit.
-        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, attention or
-            cache, E203 for options with a base, for an output folder that holds something else, for one that
-            would replace the source, for several precisions of an ``.onnx`` file or with tasks, and for an
-            int8 cache of what has none.
+        UsageError: E201 for a pattern that fits no matrix, E202 for an unknown accuracy level, attention,
+            cache or type, E203 for options with a base, for an output folder that holds something else, for
+            one that would replace the source, for several precisions of an ``.onnx`` file or with tasks, and
+            for an int8 cache or float16 of what cannot have it.
         UnsupportedError: E401 for an architecture that is not exported or a source that is an export
             already, E402 below 90 %.
         ParityFailure: E503 when too little of a LoRA's change is retained.
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
-    graph = _graph_choices(fuse, accuracy_level, attention, kv_cache)
+    graph = _graph_choices(fuse, accuracy_level, attention, kv_cache, dtype)
     _check_calibrates(source, calibration)
     opened = _opened(source, options)  # refuses what cannot be exported before any work
     if graph.int8_cache:
         _check_has_cache(opened)
+    if graph.half and isinstance(opened, Path) and _is_graph(opened):
+        raise UsageError("E203", f"--dtype float16: {opened} has types of its own, which are kept.")
     _check_tools(opened)
     tasks = ExportTasks.open(adapter, adapters, output)
     change = None if lora is None else ExportLora.open(lora, allow_loss)
@@ -171,6 +178,8 @@ def export(
         recorded = _recorded_options(opened, options, calibration)
         if graph.int8_cache:
             recorded["kv_cache"] = "int8"
+        if graph.half:
+            recorded["dtype"] = dtype
         text = report.report_json(packed.matrices, recorded, packed.fusions)
         (folder / report.REPORT_FILE).write_text(text, encoding="utf-8")
         report_page.write_page([folder], folder / REPORT_PAGE, names=["This export"])
@@ -283,11 +292,14 @@ def _quantized(
     return base
 
 
-def _graph_choices(fuse: bool, accuracy_level: int, attention: str | None, kv_cache: str) -> _GraphChoices:
+def _graph_choices(
+    fuse: bool, accuracy_level: int, attention: str | None, kv_cache: str, dtype: str
+) -> _GraphChoices:
     """What was asked for, checked; an int8 cache asks for fused attention."""
     _check_known("accuracy level", accuracy_level, ACCURACY_LEVELS)
     _check_known("attention", attention, (None, *ATTENTIONS))
     _check_known("kv cache", kv_cache, KV_CACHES)
+    _check_known("dtype", dtype, DTYPES)
     int8 = kv_cache == "int8"
     if int8 and attention == "plain":
         raise UsageError(
@@ -295,7 +307,7 @@ def _graph_choices(fuse: bool, accuracy_level: int, attention: str | None, kv_ca
             "--kv-cache int8 needs fused attention: no standard operator reads such a cache.",
             "Leave one of the two options away.",
         )
-    return _GraphChoices(fuse, accuracy_level, "fused" if int8 else attention, int8)
+    return _GraphChoices(fuse, accuracy_level, "fused" if int8 else attention, int8, dtype == "float16")
 
 
 def _check_known(what: str, got: object, known: Sequence[object]) -> None:
@@ -326,7 +338,7 @@ def _export_base(
     from bcq.frontends import hf
     from bcq.quantize import copy_side_files
 
-    skeleton = hf.skeleton(base, graph.attention)
+    skeleton = hf.skeleton(base, graph.attention, graph.half)
     tasks.before_passes(skeleton.model)
     further = FurtherGraphs(base, skeleton.model)
     packed = _packed(skeleton.model, tasks.weights(base), progress, graph)

@@ -14,7 +14,7 @@ import numpy as np
 from bcq import parity
 from bcq.errors import UsageError
 from bcq.exported import ExportedWeights
-from bcq.generation.cache import slots
+from bcq.generation.cache import FLOATS, slots
 from bcq.generation.model import Model, load
 from bcq.generation.text import check_tokens, tokenize
 from bcq.parity import Array, ParityResult
@@ -28,6 +28,7 @@ from bcq.reference import Decoded, decode, dequantized_model, original_model
 # over 127, 0.08, and an error of 2e-4 moves 2e-4 / 0.08 of the values by one step, 4e-3 RMS; 5e-3 with what
 # those move in turn. Layers add up as in `parity.tolerance`.
 INT8_CACHE_TOLERANCE = 5e-3
+INT8_CACHE_HALF_TOLERANCE = 1.5e-2  # in float16: ten times the error moves ten times as many values
 
 
 def verify_decoder(
@@ -65,12 +66,16 @@ def verify_decoder(
 
 
 def allowed(weights: ExportedWeights, model: Model) -> float:
-    """What the relative RMS of the logits may reach, for the type of the model's cache."""
-    kinds = [slot.dtype for slot in slots(model.session)]
-    return math.hypot(
-        parity.tolerance(weights, half=np.float16 in kinds),
-        INT8_CACHE_TOLERANCE * math.sqrt(kinds.count(np.int8)),
-    )
+    """What the relative RMS of the logits may reach, for the types of the model's activations and cache.
+
+    In float16 other operators (norms, rotations, attention, sums) round as many results as products do.
+    """
+    outputs = {value.name: value.type for value in model.session.get_outputs()}
+    half = FLOATS[outputs["logits"]] == np.float16
+    others = parity.HALF_ROUNDING * math.sqrt(weights.matmuls + 1) if half else 0.0
+    cached = INT8_CACHE_HALF_TOLERANCE if half else INT8_CACHE_TOLERANCE
+    caches = [slot.dtype for slot in slots(model.session)].count(np.int8)
+    return math.hypot(parity.tolerance(weights, half), others, cached * math.sqrt(caches))
 
 
 def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> Decoded:

@@ -59,6 +59,12 @@ def add_parser(subparsers: Subparsers) -> None:
         default="float",
         help="of a decoder: float (default), or int8: a quarter of the bytes, faster; errors of about 1 %%",
     )
+    verb.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of activations, cache and logits; float16 is not faster on a CPU (an .onnx file keeps its own)",
+    )
     tasks = verb.add_mutually_exclusive_group()
     tasks.add_argument("--adapter", type=Path, metavar="DIR", help="a task whose values the model shall hold")
     tasks.add_argument(
@@ -109,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         calibration=calibration_options(arguments),
         attention=arguments.attention,
         kv_cache=arguments.kv_cache,
+        dtype=arguments.dtype,
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)

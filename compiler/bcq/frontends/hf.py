@@ -42,13 +42,14 @@ class Skeleton:
 _LATEST: dict[str, Skeleton] = {}
 
 
-def skeleton(base: QuantizedBase, attention: str | None = None) -> Skeleton:
+def skeleton(base: QuantizedBase, attention: str | None = None, half: bool = False) -> Skeleton:
     """Exports the graph of a quantized base; a weight is read only when somebody asks for it.
 
     Args:
         base: its ``config.json`` decides the graph, its tensors the names.
         attention: of a decoder: ``"fused"``, one node a layer, which only onnxruntime runs; ``"plain"``, in
             standard operators; None for fused where that is possible.
+        half: activations, and what is not packed, are float16; else float32.
 
     Returns:
         A graph in which a matrix that the base holds packed reads as its dequantized values.
@@ -56,11 +57,13 @@ def skeleton(base: QuantizedBase, attention: str | None = None) -> Skeleton:
     Raises:
         InputError: E102 for a bad config, E107 for a parameter without a tensor.
         UnsupportedError: E401 for an architecture that is not exported, or whose attention cannot be fused.
+
+    Reading a tensor raises UnsupportedError E401 when it holds values that float16 does not.
     """
-    key = _graph_key(base, attention)
+    key = _graph_key(base, attention, half)
     if key not in _LATEST:
         _LATEST.clear()  # one graph without weights is small, and exporting several bit widths needs only one
-        _LATEST[key] = _unbound(base, attention)
+        _LATEST[key] = _unbound(base, attention, half)
     unbound = _LATEST[key]
     model = unbound.model.clone()
     for name in unbound.parameters:
@@ -68,15 +71,15 @@ def skeleton(base: QuantizedBase, attention: str | None = None) -> Skeleton:
     return Skeleton(model, unbound.architecture, unbound.parameters)
 
 
-def _graph_key(base: QuantizedBase, attention: str | None) -> str:
+def _graph_key(base: QuantizedBase, attention: str | None, half: bool) -> str:
     """Everything that the graph depends on: the dense model's configuration and the names of its tensors."""
     config = {name: value for name, value in base.config.items() if name != "quantization_config"}
-    return json.dumps([attention, config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
+    return json.dumps([attention, half, config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
 
 
-def _unbound(base: QuantizedBase, attention: str | None) -> Skeleton:
+def _unbound(base: QuantizedBase, attention: str | None, half: bool) -> Skeleton:
     """Runs the exporter, which takes most of the time of an export."""
-    module, architecture = weightless_model(base.folder)
+    module, architecture = weightless_model(base.folder, half)
     renamed = stored_names(module, {*base.names(), *base.dense_names()}, base.folder)
     with quiet():
         model = _exported(module, architecture, attention)
@@ -130,7 +133,7 @@ def _bind(value: ir.Value, base: QuantizedBase) -> None:
     assert dtype is not None
 
     def load() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(read_dense(base, name), dtype=dtype.numpy())
+        array = _converted(read_dense(base, name), dtype, name)
         if array.shape != tuple(shape):
             raise InputError(
                 "E107",
@@ -140,3 +143,15 @@ def _bind(value: ir.Value, base: QuantizedBase) -> None:
         return ir.Tensor(array, name=name)
 
     value.const_value = ir.LazyTensor(load, dtype=dtype, shape=shape, name=name)
+
+
+def _converted(array: NDArray[np.float32], dtype: ir.DataType, name: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # said below
+        result = np.ascontiguousarray(array, dtype=dtype.numpy())
+    if result.dtype == np.float16 and np.isinf(result).sum() > np.isinf(array).sum():
+        raise UnsupportedError(
+            "E401",
+            f"tensor '{name}': got values up to {np.abs(array).max():.3g}, float16 holds 65504.",
+            "Leave --dtype float16 away.",
+        )
+    return result

@@ -50,10 +50,10 @@ class CacheShape:
         """Tensor names in order: ``prefix.0.key``, ``prefix.0.value``, ``prefix.1.key`` ..."""
         return [f"{prefix}.{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
 
-    def empty(self, batch: int, past: int) -> Cache:
+    def empty(self, batch: int, past: int, dtype: torch.dtype = torch.float32) -> Cache:
         """A zero cache of that many past tokens."""
-        shape = (batch, self.heads, past, self.head_size)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.layers)]
+        zeros = torch.zeros((batch, self.heads, past, self.head_size), dtype=dtype)
+        return [(zeros.clone(), zeros.clone()) for _ in range(self.layers)]
 
 
 class CachedDecoder(nn.Module):
@@ -99,7 +99,7 @@ def export_decoder(model: Any, fused: bool = False) -> ir.Model:
     arguments: dict[str, Any] = {
         "input_ids": torch.ones(batch, sequence, dtype=torch.int64),
         "attention_mask": torch.ones(batch, past + sequence, dtype=torch.int64),
-        "past": cache.empty(batch, past),
+        "past": cache.empty(batch, past, model.dtype),
     }
     one_layer = {0: BATCH, 2: PAST}
     shapes: dict[str, Any] = {

@@ -24,14 +24,15 @@ _VERSION = f"transformers {transformers.__version__}"
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
 
-def weightless_model(folder: Path) -> tuple[Any, Architecture]:
+def weightless_model(folder: Path, half: bool = False) -> tuple[Any, Architecture]:
     """Builds the model of a folder without its weights, if it is one that is exported.
 
-    Buffers (rotary frequencies and the like) are real; parameters are float32 zeros expanded to their shapes,
-    and tied parameters stay one object.
+    Buffers (rotary frequencies and the like) are real; parameters are zeros expanded to their shapes, and
+    tied parameters stay one object.
 
     Args:
         folder: Hugging Face folder; only ``config.json`` is read.
+        half: parameters are float16, not float32.
 
     Returns:
         The model in evaluation mode, and its architecture.
@@ -43,7 +44,7 @@ def weightless_model(folder: Path) -> tuple[Any, Architecture]:
     with quiet():
         config = read_config(folder)
         architecture = architecture_of({**config.to_dict(), "architectures": config.architectures})
-        return _build(architecture.class_name, config), architecture
+        return _build(architecture.class_name, config, torch.float16 if half else torch.float32), architecture
 
 
 def any_weightless_model(folder: Path) -> Any:
@@ -127,7 +128,7 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _build(class_name: str, config: Any) -> Any:
+def _build(class_name: str, config: Any, dtype: torch.dtype = torch.float32) -> Any:
     found = getattr(transformers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise UnsupportedError("E401", f"{_VERSION} has no architecture {class_name!r}.")
@@ -141,7 +142,7 @@ def _build(class_name: str, config: Any) -> Any:
             raise out_of_memory(f"for the {class_name} that config.json describes") from fault
         reason = " ".join(str(fault).split())[:200]
         raise InputError("E102", f"config.json does not make a {class_name}: {reason}") from fault
-    _give_shared_zero(model)
+    _give_shared_zero(model, dtype)
     return model.eval()
 
 
@@ -167,14 +168,14 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _give_shared_zero(model: nn.Module) -> None:
-    """Replaces each meta parameter by a zero of the same shape that occupies four bytes."""
+def _give_shared_zero(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replaces each meta parameter by a zero of the same shape that occupies at most four bytes."""
     replaced: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             if id(parameter) not in replaced:
-                zero = torch.zeros(1, dtype=torch.float32).expand(parameter.shape)
+                zero = torch.zeros(1, dtype=dtype).expand(parameter.shape)
                 replaced[id(parameter)] = nn.Parameter(zero, requires_grad=False)
             module._parameters[name] = replaced[id(parameter)]

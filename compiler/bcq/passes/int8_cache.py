@@ -33,7 +33,7 @@ def int8_cache(model: ir.Model, largest: Mapping[str, Float32]) -> None:
     """Makes every cache input and output int8.
 
     Args:
-        model: with fused attention and caches of float32.
+        model: with fused attention and caches of float32 or float16.
         largest: by the name of the cache input, the largest value ``[heads, size]`` that was seen.
     """
     taken = value_names(model)
