@@ -10,9 +10,11 @@ constexpr int kWideTokens = 128;           // columns of one instruction
 constexpr int kWideRowBytes = 128;         // of shared memory: 64 inputs of one token
 constexpr int kWideSums = kWideTokens / 2;  // registers of sums that a lane has: 64 rows by 128 columns in 128 lanes
 
-// Where the 16-byte unit `unit` of a token lies in a block of such rows that begins at a multiple of 1024: eight rows
-// have their units in eight different orders, so that the same units of eight tokens lie in different banks.
-BCQ_HD int swizzled(int token, int unit) { return token * kWideRowBytes + ((unit ^ (token & 7)) << 4); }
+// Where 16-byte unit 0 of a token lies in a block of such rows that begins at a multiple of 1024, and from there unit
+// `unit`: eight rows have their units in eight different orders, so that the same units of eight tokens lie in different
+// banks.
+BCQ_HD uint32_t first_unit(int token) { return uint32_t(token * kWideRowBytes + ((token & 7) << 4)); }
+BCQ_HD uint32_t swizzled(uint32_t first, int unit) { return first ^ uint32_t(unit << 4); }
 
 // What an instruction is told about its second operand, 16 inputs of 128 tokens: the address, that 8 rows of 128 bytes
 // lie 1024 bytes before the next 8, and that units are swizzled. `address` is that of shared memory, 32 bytes further for
@@ -33,7 +35,9 @@ namespace bcq::simt {
 BCQ_DEVICE uint32_t shared_address(const void* pointer) { return uint32_t(__cvta_generic_to_shared(pointer)); }
 
 // One word of an operand.
-BCQ_DEVICE void store_operand(unsigned char* to, uint32_t word) { *reinterpret_cast<uint32_t*>(to) = word; }
+BCQ_DEVICE void store_operand(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 // Makes this thread's stores visible to matrix instructions behind the next barrier.
 BCQ_DEVICE void show_operands() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

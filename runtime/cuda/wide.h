@@ -19,11 +19,11 @@ constexpr int kWideSetTokens = 8;  // whose chunks a warp brings at once: lane 4
 constexpr int kWidePieces = 4;     // of a chunk, eight inputs each: the order of the weights does not mix them
 constexpr uint32_t kWideAlignment = 1024;
 
-// Where word `word` of chunk t in the order of the weights (ordered_word) lies in a slot. Words 2 u and 2 u + 1 belong to
-// instruction u, inputs 2 t, 2 t + 1 and 2 t + 8, 2 t + 9 of its 16.
-BCQ_HD int wide_byte(int token, int t, int word) {
-  const int u = word / 2, unit = 2 * (u % 4) + word % 2;
-  return u / 4 * kWideHalfBytes + swizzled(token, unit) + 4 * t;
+// Where word `word` of a chunk in the order of the weights (ordered_word) lies, from word 0 on. Words 2 u and 2 u + 1
+// belong to instruction u, inputs 2 t, 2 t + 1 and 2 t + 8, 2 t + 9 of its 16.
+BCQ_HD uint32_t wide_word(uint32_t first, int word) {
+  const int u = word / 2;
+  return swizzled(first, 2 * (u % 4) + word % 2) + uint32_t(u / 4 * kWideHalfBytes);
 }
 // The second operand of instruction u, from the beginning of a slot.
 BCQ_HD int wide_operand(int u) { return u / 4 * kWideHalfBytes + 32 * (u % 4); }
@@ -67,19 +67,19 @@ struct WideWarp {
   BCQ_DEVICE int token(int i) const { return (i / kWidePieces * kWarps + warp) * kWideSetTokens + (lane >> 2); }
 
   BCQ_DEVICE void load_piece(int stage, int i) {
-    const int64_t m = int64_t(simt::block_y()) * kWideTokens + token(i);
+    const int m = simt::block_y() * kWideTokens + token(i);  // at most kMostRows and a block
     const int k = (stage * kStageChunks + (lane & 3)) * kWordBits + i % kWidePieces * 8;
-    const int left = m < p.given.M ? p.layout.K - k : 0;
+    const int left = m < int(p.given.M) ? p.layout.K - k : 0;
     pieces[i % 2] = load_eight(static_cast<const uint16_t*>(p.given.a) + m * p.given.a_stride + k, aligned, left);
   }
 
   BCQ_DEVICE void store_piece(int slot, int i) {
-    unsigned char* const to = slots + slot * kWideSlotBytes;
+    const uint32_t to = simt::shared_address(slots) + uint32_t(slot * kWideSlotBytes + 4 * (lane & 3)) + first_unit(token(i));
     BCQ_UNROLL
     for (int s = 0; s < 4; ++s) {
       const int first = s / 2;  // word of inputs s and the next or the one before; the one of input s + 4 is 2 further
       const uint32_t word = simt::permute(pieces[i % 2].at[first], pieces[i % 2].at[first + 2], s % 2 == 0 ? 0x5410 : 0x7632);
-      simt::store_operand(to + wide_byte(token(i), lane & 3, ordered_position(i % kWidePieces, s)), word);
+      simt::store_operand(wide_word(to, ordered_position(i % kWidePieces, s)), word);
     }
   }
 

@@ -53,9 +53,9 @@ inline WideThread& wide_thread() { return wide_block().threads[size_t(thread())]
 inline uint32_t shared_address(const void* pointer) {
   return kSharedBegins + uint32_t(static_cast<const unsigned char*>(pointer) - block().memory);
 }
-inline void store_operand(unsigned char* to, uint32_t word) {
-  if (reinterpret_cast<uintptr_t>(to) % sizeof word != 0) std::abort();
-  std::memcpy(to, &word, sizeof word);
+inline void store_operand(uint32_t address, uint32_t word) {
+  if (address % sizeof word != 0 || address < kSharedBegins) std::abort();
+  std::memcpy(block().memory + (address - kSharedBegins), &word, sizeof word);
   block().unshown[size_t(thread())] = true;
 }
 inline void show_operands() { block().unshown[size_t(thread())] = false; }
