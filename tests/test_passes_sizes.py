@@ -49,6 +49,15 @@ BODIES: dict[str, tuple[str, dict[str, Any], Dims | None]] = {
     "slice backwards": ("y = Slice (x, p, q, r, n)",
                         {"p": np.array([-1]), "q": np.array([-(2**62)]), "r": np.array([2]),
                          "n": np.array([-3])}, ("b", "s", 8)),
+    "slice of the last positions": ("""h = Shape <start = 1, end = 2> (x) g = Shape <start = 1, end = 2> (z)
+        d = Sub (g, h) y = Slice (z, d, q, r)""",
+                                    {"q": np.array([2**62]), "r": np.array([1])}, ("b", "s", 24)),
+    "slice behind a difference of other sizes": ("""h = Shape <start = 1, end = 2> (x)
+        g = Shape <start = 1, end = 2> (z) d = Sub (g, h) y = Slice (x, d, q, r)""",
+                                                 {"q": np.array([2**62]), "r": np.array([1])}, None),
+    "slice behind a difference, but not to the end": ("""h = Shape <start = 1, end = 2> (x)
+        g = Shape <start = 1, end = 2> (z) d = Sub (g, h) y = Slice (z, d, q, r)""",
+                                                      {"q": np.array([2]), "r": np.array([1])}, None),
     "split": ("y, v = Split <axis = -1> (x, n)", {"n": np.array([20, 4])}, ("b", "s", 20)),
     "split in equal parts": ("y, v = Split <axis = 2, num_outputs = 2> (x)", {}, ("b", "s", 12)),
     "split of a free size": ("y, v, u = Split <axis = 1, num_outputs = 3> (x)", {}, None),
@@ -96,7 +105,9 @@ def _number(dim: int | str, otherwise: int) -> int:
     """A symbol's value in this run; one that is not known may be anything."""
     if isinstance(dim, int):
         return dim
-    return int(otherwise) if dim.startswith("?") else sum(FREE[name] for name in re.findall(r"\w+", dim))
+    if dim.startswith("?"):
+        return int(otherwise)
+    return sum(int(f"{sign}{FREE[name]}") for sign, name in re.findall(r"([+-]?)\(?(\w+)\)?", dim))
 
 
 def test_inputs_without_names_for_their_sizes_equal_nothing_else() -> None:

@@ -156,6 +156,13 @@ def total(dims: Sequence[Dim]) -> Dim:
     return terms[0] if len(terms) == 1 else "(" + ")+(".join(terms) + ")"
 
 
+def difference(whole: Dim, part: Dim) -> Dim:
+    """A size less another one; the name of a difference that is no number says which."""
+    if isinstance(whole, int) and isinstance(part, int):
+        return whole - part
+    return f"({whole})-({part})"
+
+
 def reshaped(shape: Dims, target: Dims, allow_zero: bool, result: ir.Value) -> Dims | None:
     """The shape that a Reshape gives."""
     dims: list[Dim] = list(target)
@@ -283,10 +290,25 @@ def _slice(sizes: Sizes, node: ir.Node, shape: Dims) -> list[Dims | None]:
         return [tuple(unknown(node.outputs[0], axis) for axis in range(len(shape)))]
     steps = sizes.numbers(node.inputs[4]) if len(node.inputs) > 4 else (1,) * len(axes)
     dims = list(shape)
+    symbols = sizes.content(node.inputs[1])
     for place, axis in enumerate(axes):
         bounds = None if None in (starts, ends, steps) else (starts[place], ends[place], steps[place])  # type: ignore[index]
-        dims[axis] = _sliced(shape[axis], bounds, unknown(node.outputs[0], axis % len(shape)))
+        otherwise = unknown(node.outputs[0], axis % len(shape))
+        if starts is None and symbols is not None and ends is not None and steps is not None:
+            dims[axis] = _last(shape[axis], symbols[place], (ends[place], steps[place]), otherwise)
+        else:
+            dims[axis] = _sliced(shape[axis], bounds, otherwise)
     return [tuple(dims)]
+
+
+def _last(dim: Dim, start: Dim, bounds: tuple[int, int], otherwise: str) -> Dim:
+    """The size of what is left behind ``dim`` less a part of it: positions of the new tokens, of all, say."""
+    prefix = f"({dim})-("
+    endless = bounds[0] >= ENDLESS and bounds[1] == 1
+    if not endless or not isinstance(start, str) or not start.startswith(prefix) or not start.endswith(")"):
+        return otherwise
+    part = start[len(prefix) : -1]
+    return part if "(" not in part else otherwise
 
 
 def _sliced(dim: Dim, bounds: tuple[int, int, int] | None, otherwise: str) -> Dim:
@@ -399,6 +421,13 @@ def _gathered_content(sizes: Sizes, node: ir.Node) -> Dims | None:
     return tuple(content[i] for i in indices)
 
 
+def _less_content(sizes: Sizes, node: ir.Node) -> Dims | None:
+    one, other = (sizes.content(value) for value in node.inputs)
+    if one is None or other is None or not len(one) == len(other) == 1:
+        return None
+    return (difference(one[0], other[0]),)
+
+
 def _added_content(sizes: Sizes, node: ir.Node) -> Dims | None:
     one, other = (sizes.content(value) for value in node.inputs)
     if one is None or other is None or not len(one) == len(other) == 1:
@@ -416,4 +445,5 @@ _CONTENT_RULES: dict[str, Callable[[Sizes, ir.Node], Dims | None]] = {
     "Slice": _sliced_content,
     "Gather": _gathered_content,
     "Add": _added_content,
+    "Sub": _less_content,
 }
