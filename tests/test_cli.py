@@ -272,6 +272,20 @@ def test_a_dry_run_says_what_quantize_then_does_and_writes_nothing(
 
 
 @needs_compiler
+def test_a_dry_run_of_an_export_is_that_of_quantize(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(DEMO), "-o", str(tmp_path / "out"), "--bits", "2", "--dry-run", "--json"]
+    shown = []
+    for verb in ("export", "quantize"):
+        assert cli.main([verb, *words]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    assert shown[0] == shown[1]
+    assert cli.main(["export", *words, "--kv-cache", "int8", "--attention", "plain"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@needs_compiler
 def test_inspect_lists_every_matrix_and_says_why_one_stays_dense(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(DEMO), "--no-embeddings"]) == 0
     text = capsys.readouterr().out

@@ -57,7 +57,7 @@ class AtomicFolder:
         parent = self._path.parent
         if parent.exists() and not parent.is_dir():
             raise InputError("E101", f"{parent} is not a folder.")
-        _check_replaceable(self._path)
+        check_replaceable(self._path)
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,12 @@ def check_apart(source: Path, output: str | Path) -> None:
         )
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
+    """Refuses an output that something else lies at.
+
+    Raises:
+        UsageError: E203 when ``path`` is no folder, holds the current directory, or was not written by us.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError("E203", f"{path} exists and is not a folder.", "Choose another output.")
     if _holds_current(path):

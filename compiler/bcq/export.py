@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq import report, report_page
-from bcq.atomic import AtomicFolder, check_apart
+from bcq.atomic import AtomicFolder, check_apart, check_replaceable
 from bcq.base import QuantizedBase, is_base
 from bcq.calibration.settings import CalibrationOptions
 from bcq.checkpoint import Checkpoint, read_config, read_json
@@ -145,21 +145,14 @@ def export(
         ResourceError: E601 when the disk is full, E603 when a package or the library is missing.
     """
     began = time.monotonic()
-    graph = _graph_choices(fuse, accuracy_level, attention, kv_cache, dtype)
-    _check_calibrates(source, calibration)
-    opened = _opened(source, options)  # refuses what cannot be exported before any work
-    if graph.int8_cache:
-        _check_has_cache(opened)
-    if graph.half and isinstance(opened, Path) and _is_graph(opened):
-        raise UsageError("E203", f"--dtype float16: {opened} has types of its own, which are kept.")
-    _check_tools(opened)
-    tasks = ExportTasks.open(adapter, adapters, output)
-    change = None if lora is None else ExportLora.open(lora, allow_loss)
-    _check_tasks(tasks, opened, change)
-    check_precisions(opened, options, tasks=bool(tasks.all) or change is not None)
+    asked = check_export(
+        source, output, options, fuse=fuse, accuracy_level=accuracy_level, adapter=adapter, adapters=adapters,
+        lora=lora, allow_loss=allow_loss, calibration=calibration, attention=attention, kv_cache=kv_cache,
+        dtype=dtype,
+    )  # fmt: skip
+    opened, graph, tasks, change = asked.source, asked.graph, asked.tasks, asked.change
     if change is not None and isinstance(opened, QuantizedBase):
         tasks = change.baked(opened, tasks)
-    check_apart(opened if isinstance(opened, Path) else opened.folder, output)
     finished = Finished(output, resume)
     with AtomicFolder(output, finished) as folder:
         if isinstance(opened, QuantizedBase):
@@ -186,6 +179,50 @@ def export(
         write_manifest(folder, command, int(recorded.get("seed", 0)))
         model_bytes = sum(path.stat().st_size for path in folder.glob(PATTERN))
     return ExportResult(Path(output), kind, packed, time.monotonic() - began, model_bytes)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an export was asked for, after `check_export`."""
+
+    source: Source
+    graph: _GraphChoices
+    tasks: ExportTasks
+    change: ExportLora | None
+
+
+def check_export(
+    source: str | Path | QuantizedBase,
+    output: str | Path,
+    options: QuantizeOptions | None,
+    *,
+    fuse: bool = True,
+    accuracy_level: int = 0,
+    adapter: str | Path | Adapter | None = None,
+    adapters: Sequence[str | Path | Adapter] = (),
+    lora: str | Path | None = None,
+    allow_loss: bool = False,
+    calibration: CalibrationOptions | None = None,
+    attention: str | None = None,
+    kv_cache: str = "float",
+    dtype: str = "float32",
+) -> Asked:
+    """Refuses what cannot be exported before any work; arguments and errors as of `export`."""
+    graph = _graph_choices(fuse, accuracy_level, attention, kv_cache, dtype)
+    _check_calibrates(source, calibration)
+    opened = _opened(source, options)
+    if graph.int8_cache:
+        _check_has_cache(opened)
+    if graph.half and isinstance(opened, Path) and _is_graph(opened):
+        raise UsageError("E203", f"--dtype float16: {opened} has types of its own, which are kept.")
+    _check_tools(opened)
+    tasks = ExportTasks.open(adapter, adapters, output)
+    change = None if lora is None else ExportLora.open(lora, allow_loss)
+    _check_tasks(tasks, opened, change)
+    check_precisions(opened, options, tasks=bool(tasks.all) or change is not None)
+    check_apart(opened if isinstance(opened, Path) else opened.folder, output)
+    check_replaceable(Path(output))
+    return Asked(opened, graph, tasks, change)
 
 
 def _opened(source: str | Path | QuantizedBase, options: QuantizeOptions | None) -> Source:

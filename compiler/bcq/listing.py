@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcq import contract, plan
 from bcq.errors import InputError
@@ -40,6 +40,24 @@ def planned_matrices(model: Path, options: QuantizeOptions) -> list[Row]:
     from bcq.quantize import plan as plan_folder
 
     return rows_of(plan_folder(model, options))
+
+
+def planned_export(source: Path, output: Path, options: QuantizeOptions | None, **choices: Any) -> list[Row]:
+    """What `bcq.export` would make of every matrix; no weight is read, nothing is written.
+
+    Args:
+        source: model folder, base or ``.onnx`` file.
+        output: the folder that would be made.
+        options: how to quantize; None for the defaults, and for a base.
+        choices: further arguments of `bcq.export` that decide what is made.
+
+    Raises:
+        BcqError: what an export raises before it begins to work.
+    """
+    from bcq.export import check_export
+
+    check_export(source, output, options, **choices)
+    return planned_matrices(source, options or QuantizeOptions())
 
 
 def tile16_bytes(rows: int, inputs: int, bits: int, group_size: int, offset: bool) -> int:

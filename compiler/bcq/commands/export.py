@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcq.commands.calibrating import add_calibration_options, calibration_options, without_places
 from bcq.commands.options import (
@@ -20,11 +20,13 @@ from bcq.commands.options import (
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
+    from bcq.plan import QuantizeOptions
 
 EXAMPLES = """\
   bcq export base -o out
   bcq export models/gpt2 -o out --bits 3 --group-size 128
   bcq export model.onnx -o out --bits 4 --allow-partial
+  bcq export models/gpt2 -o out --bits 3 --dry-run               # every matrix, its bits and bytes
   bcq export base -o out --adapter adapters/e2e                  # a model for this task
   bcq export base -o out --adapters adapters/e2e adapters/sum    # one model, a task per request"""
 
@@ -84,6 +86,7 @@ def add_parser(subparsers: Subparsers) -> None:
     verb.add_argument(
         "--allow-loss", action="store_true", help="accept less than half of the LoRA's change retained"
     )
+    verb.add_argument("--dry-run", action="store_true", help="list what would happen and write nothing")
     verb.add_argument(
         "--resume", action="store_true", help="go on with the matrices that a stopped run has finished"
     )
@@ -95,6 +98,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exports and sums up."""
     options = quantize_options(arguments) if given(arguments) else None
+    if arguments.dry_run:
+        return _show_plan(arguments, options)
     from bcq import report
     from bcq.export import export
 
@@ -105,17 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         allow_partial=arguments.allow_partial,
         progress=progress(arguments),
         command=["bcq", *without_places(recorded(_by_name(arguments), arguments.source))],
-        fuse=arguments.fuse,
-        accuracy_level=arguments.accuracy_level,
         resume=arguments.resume,
-        adapter=arguments.adapter,
-        adapters=arguments.adapters,
-        lora=arguments.lora,
-        allow_loss=arguments.allow_loss,
-        calibration=calibration_options(arguments),
-        attention=arguments.attention,
-        kv_cache=arguments.kv_cache,
-        dtype=arguments.dtype,
+        **_choices(arguments),
     )
     matrices = report.rows_of(result.report.matrices)
     summary = report.summarize(matrices, result.model_bytes, result.seconds)
@@ -126,6 +122,26 @@ def run(arguments: argparse.Namespace) -> int:
         "matrices": report.matrix_rows(matrices),
     }
     emit(arguments, data, report.summary_text(summary, matrices), result=False)
+    return 0
+
+
+def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides, besides the options of quantization, what is made."""
+    names = (
+        "fuse", "accuracy_level", "adapter", "adapters", "lora", "allow_loss", "attention", "kv_cache",
+        "dtype",
+    )  # fmt: skip
+    chosen = {name: getattr(arguments, name) for name in names}
+    return {**chosen, "calibration": calibration_options(arguments)}
+
+
+def _show_plan(arguments: argparse.Namespace, options: QuantizeOptions | None) -> int:
+    """With --dry-run: what would become of every matrix."""
+    from bcq.commands.inspect import show_rows
+    from bcq.listing import planned_export
+
+    rows = planned_export(arguments.source, arguments.output, options, **_choices(arguments))
+    show_rows(arguments, arguments.source, rows)
     return 0
 
 

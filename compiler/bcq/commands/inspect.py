@@ -67,8 +67,13 @@ def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptio
     """Prints what `options` would do to `model`; nothing is written."""
     from bcq.listing import planned_matrices
 
+    show_rows(arguments, model, planned_matrices(model, options))
+    return 0
+
+
+def show_rows(arguments: argparse.Namespace, model: Path, rows: list[Row]) -> None:
+    """Prints what would become of every matrix."""
     budget: Budget | None = getattr(arguments, "budget", None)
-    rows = planned_matrices(model, options)
     matrices = [asdict(row) for row in rows]
     data: dict[str, Any] = {"model": str(model), "matrices": matrices, **totals(rows)}
     if budget is not None:
@@ -77,7 +82,6 @@ def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptio
             matrix["error_share"] = shares.get(matrix["name"])
         data["budget"] = budget.to_dict()
     emit(arguments, data, text(rows, budget))
-    return 0
 
 
 def totals(rows: list[Row]) -> dict[str, float]:
