@@ -43,7 +43,7 @@ def int8_cache(model: ir.Model, largest: Mapping[str, Float32]) -> None:
         pasts = {place: _given(node.inputs[place]) for place in _CACHES}
         seen = {place: largest[str(past.name)] for place, past in pasts.items()}
         apart = any(map(is_uneven, seen.values()))  # the operator takes keys and values alike
-        node.resize_inputs(max(_CACHES.values()) + 1)
+        node.resize_inputs(max(len(node.inputs), max(_CACHES.values()) + 1))
         for place, found in seen.items():
             array = channel_scales(found) if apart else one_scale(found)
             scale = constant(model.graph, array, scale_name(pasts[place].name), taken)
