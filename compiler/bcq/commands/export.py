@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--kv-cache",
         choices=("float", "int8"),
         default="float",
-        help="of a decoder: float (default), or int8: a quarter of the bytes, faster; errors of about 1 %%",
+        help="of a decoder: float (default), or int8: a quarter of the bytes, faster steps, slower long prompts",
     )
     verb.add_argument(
         "--dtype",
