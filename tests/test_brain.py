@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bcq import functions
+from bcq import contract, functions
 from bcq.core import Core
 from bcq.packing import pack
+from graphs import model_of, normal, op_types, pack_with, run_without_library
 from guarded import guarded
 from nodes import Array, activations, among_planes, brain_node, open_session, product, random_weight
 
@@ -99,3 +100,27 @@ def test_the_functions_say_the_same_in_bfloat16(opset: int) -> None:
     reference: Any = ReferenceEvaluator(model).run(None, {"A": a})
     for y in (np.asarray(plain.run(None, {"A": a})[0]), reference[0]):
         assert (np.abs(y - exact) <= allowed(a, exact)).all()
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_matrices_of_a_bfloat16_graph_are_packed_and_a_table_gets_a_cast(opset: int) -> None:
+    text = (
+        "main (int64[m] ids) => (float[m, 20] y) { rows = Gather <axis = 0> (table, ids)"
+        " product = MatMul (rows, w) y = Cast <to = 1> (product) }"
+    )
+    w, table = normal(48, 20).astype(BRAIN), normal(30, 48, seed=3).astype(BRAIN)
+    model = model_of(text, opset=opset, w=w, table=table)
+    report, source = pack_with(model)
+    assert op_types(model) == ["BcqGather", "Cast", "BcqMatMul", "Cast"]
+    assert report.packed_count == 2
+    ids = np.array([0, 29, 7])
+    a = source.dense["table"][ids].astype(BRAIN).astype(np.float64)
+    exact = a @ source.dense["w"].T.astype(np.float64)
+    with_library = open_session(ir.to_proto(model)).run(None, {"ids": ids})
+    for y in (run_without_library(model, {"ids": ids})[0], np.asarray(with_library[0])):
+        assert (np.abs(y - exact) <= allowed(a, exact)).all()
+
+
+def test_the_contract_has_the_types_that_are_registered() -> None:
+    assert contract.MATMUL.inputs[0].types == ("float32", "float16", "bfloat16")
+    assert contract.MATMUL.outputs[0].types == contract.MATMUL.inputs[0].types

@@ -30,7 +30,7 @@ def carry_functions(model: ir.Model, work: Work) -> None:
     if len(activations) > 1 and opset < functions.CAST_LIKE_SINCE:
         raise UnsupportedError(
             "E401",
-            f"the model multiplies in float32 and in float16 and uses opset {opset}, "
+            f"the model multiplies in {len(activations)} types of floats and uses opset {opset}, "
             f"expected {functions.CAST_LIKE_SINCE} or later.",
             "Convert it first with onnx.version_converter, or export it again.",
         )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from bcq import contract
 from bcq.passes import naming, trace
 from bcq.passes.weights import MatrixRef
 from bcq.passes.work import GATHER, GEMM, MATMUL, Matrix, Reading, Work
 
-_ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_SPELLING = {ir.DataType.FLOAT: "float32"}  # where ONNX's name of a type is not the contract's
 _MIN_BATCHED = (
     16  # a constant of three dimensions counts as matrices when its last two are at least this long
 )
@@ -112,8 +113,9 @@ def _reason_against(
         return f"{who} looks up along axis {node.attributes.get_int('axis', 0)}, expected 0"
     if kind == GEMM and use.dtype == ir.DataType.FLOAT16 and node.attributes.get_float("alpha", 1.0) != 1.0:
         return f"{who} scales in float16, where a product that is scaled afterwards may overflow"
-    if use.dtype not in _ACTIVATIONS:
-        return f"{who} computes in {use.dtype.name.lower()}; the operators take float32 and float16"
+    taken = contract.MATMUL.inputs[0].types
+    if _SPELLING.get(use.dtype, use.dtype.name.lower()) not in taken:
+        return f"{who} computes in {use.dtype.name.lower()}; the operators take {', '.join(taken)}"
     return ""
 
 
