@@ -59,13 +59,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "--kv-cache",
         choices=("float", "int8"),
         default="float",
-        help="of a decoder: float (default), or int8: a quarter of the bytes, faster steps, slower long prompts",
+        help="of a decoder: float, or int8: a quarter of the bytes, faster steps, slower long prompts",
     )
     verb.add_argument(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
-        help="of activations, cache and logits; float16 is not faster on a CPU (an .onnx file keeps its own)",
+        help="of activations, cache and logits; float16 is slower on a CPU (an .onnx file keeps its own)",
     )
     tasks = verb.add_mutually_exclusive_group()
     tasks.add_argument("--adapter", type=Path, metavar="DIR", help="a task whose values the model shall hold")
