@@ -56,7 +56,7 @@ ubsan: $(PY) ## the same under UndefinedBehaviorSanitizer alone
 tsan: $(PY) ## kernels under many threads, with ThreadSanitizer
 	tools/sanitize.sh thread
 
-fuzz: ## libFuzzer on nodes and kernels, FUZZ_SECONDS each; needs clang
+fuzz: build ## libFuzzer on nodes, kernels and every reader of files, FUZZ_SECONDS each; needs clang
 	tools/fuzz.sh $(FUZZ_SECONDS)
 
 reliability: build ## every row of the reliability bar into docs/benchmarks/reliability.md: an hour
