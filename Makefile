@@ -77,7 +77,7 @@ adapters: build ## one session, four tasks: memory, swap time, equality
 alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and DATA; WORK keeps finished cells
 	$(PY) tools/alphatuning_table.py --model $(MODEL) --data $(DATA) --work $(WORK)
 
-gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 8 minutes
+gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 7 minutes
 	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py
 
 families: build ## a small seeded model of every decoder family against PyTorch, in onnxruntime and genai

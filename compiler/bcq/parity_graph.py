@@ -174,7 +174,9 @@ def _feed(
 ) -> NDArray[Any]:
     dtype = _TYPES.get(value.type)
     if dtype is None:
-        raise InputError("E102", f"input '{value.name}': got type {value.type}, expected numbers.")
+        raise InputError(
+            "E102", f"input '{value.name}': got type {value.type}, expected one of {', '.join(_TYPES)}."
+        )
     if "mask" in value.name:
         return np.ones(shape, dtype)
     if "position" in value.name and shape:

@@ -19,7 +19,7 @@ from bcq.frontends.weightless import weightless_model
 # is made, has 1 - mean(|w|)^2 / mean(w^2): 1 - 2 / pi = 0.36 for normal weights, 0.5 for Laplace's.
 MOST_ERROR = 0.8
 # Half a unit in the last place, relative, and half the smallest step, absolute, of the stored type.
-_ROUNDING = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-9, 2.0**-134)}
+_ROUNDING = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 # Entries of a config that say nothing of what a model computes on given tokens.
 _NOTES = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
