@@ -80,8 +80,10 @@ alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and D
 gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 7 minutes
 	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py
 
-families: build ## a small seeded model of every decoder family against PyTorch, in onnxruntime and genai
+families: build ## a small seeded model of every decoder family against PyTorch, by cache and type, in onnxruntime and genai
 	$(PY) tools/families.py
+	$(PY) tools/families.py --kv-cache int8
+	$(PY) tools/families.py --dtype float16
 
 end-to-end: build ## whole models against their peers, and the profile of a step; build/e2e keeps the models: an hour
 	$(PY) tools/generation.py gpt2-medium llama-1b --work build/e2e --write docs/benchmarks
