@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several modules of tests share.
 
-It imports bcq before a test imports onnxruntime, which would otherwise collect facts and send them.
+It imports bcq before a test imports onnxruntime, which would otherwise collect facts and send them, and lets
+an interrupt reach the commands that tests start: a shell that runs tests in the background ignores it.
 """
 
 from __future__ import annotations
 
+import signal
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import pytest
 import bcq
 from bcq.core import Core
 from native_builds import emulated_library
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what is ignored here would be ignored by every child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
