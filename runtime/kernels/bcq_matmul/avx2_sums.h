@@ -6,7 +6,7 @@
 // sum = 32 * average - ((32 * average - sum) mod 256). Two cheap instructions a look-up, and none on a shuffle port.
 //
 // Look-ups come in two streams, A and B, whose trees are merged into one vector: the low and the high bytes of 16-bit
-// entries (T16), or two tiles that share their tables.
+// entries (T16), or two planes or tiles that share their tables, or the halves of a plane (T8).
 #pragma once
 
 #include <immintrin.h>
@@ -73,7 +73,7 @@ struct OneLineTwoTables {
   }
 };
 
-// One table vector, read with the indexes of two tiles.
+// One table vector, read with the indexes of two lines.
 inline __m256i look_up(__m256i table, const __m256i& index) { return _mm256_shuffle_epi8(table, index); }
 
 inline Two look_up_two(const uint8_t* even, const Nibbles& a, const Nibbles& b, Two& sums) {
