@@ -148,12 +148,12 @@ def test_a_source_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
 def test_an_unsupported_architecture_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "t5"
+    folder = tmp_path / "bart"
     folder.mkdir()
-    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
+    config = {"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(sys.modules["bcq.export"], "AtomicFolder", _never)
-    with pytest.raises(UnsupportedError, match="T5ForConditionalGeneration") as caught:
+    with pytest.raises(UnsupportedError, match="BartForConditionalGeneration") as caught:
         export(folder, tmp_path / "out")
     assert caught.value.code == "E401"
 

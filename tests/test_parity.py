@@ -253,12 +253,12 @@ def decoded(logits: list[list[float]]) -> Decoded:
 
 
 def test_other_tokens_fail_unless_the_reference_is_tied_within_tolerance() -> None:
-    from bcq.parity_decoder import _with_tokens
+    from bcq.parity_decoder import with_tokens
 
     base = compare([normal(2, 2)], [normal(2, 2)], 1e-3)
-    tied = _with_tokens(base, decoded([[1.0, 1.00001]]), decoded([[1.00001, 1.0]]), prompt=1)
+    tied = with_tokens(base, decoded([[1.0, 1.00001]]), decoded([[1.00001, 1.0]]), prompt=1)
     assert (tied.tokens_equal, tied.ok) == (False, True)
-    clear = _with_tokens(base, decoded([[1.0, 1.2]]), decoded([[1.2, 1.0]]), prompt=1)
+    clear = with_tokens(base, decoded([[1.0, 1.2]]), decoded([[1.2, 1.0]]), prompt=1)
     assert (clear.tokens_equal, clear.ok) == (False, False)
 
 

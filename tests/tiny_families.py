@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One small seeded model of each decoder family, with its kinds of heads, windows, caps and norms."""
+"""One small seeded model of each family that generates, with its kinds of heads, windows, caps and norms."""
 
 from __future__ import annotations
 
@@ -75,12 +75,26 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_hidden_layers": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
+# Inputs and heads that are no multiple of 32. At twice their usual spread layers outweigh the embeddings, so
+# that tokens vary.
+_T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+    "d_model": 72, "d_kv": 24, "d_ff": 136, "num_layers": 2, "num_heads": 4, "initializer_factor": 2.0,
+}  # fmt: skip
+_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+ENCODER_DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": ("T5Config", "T5ForConditionalGeneration", {}),  # a tied head behind a scale
+    "t5-1.1": ("T5Config", "T5ForConditionalGeneration", {**_GATED, "num_decoder_layers": 1}),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", _GATED),
+    "umt5": ("UMT5Config", "UMT5ForConditionalGeneration", _GATED),  # each layer has distances of its own
+}
 
 
-def save(family: str, folder: Path) -> Path:
-    """Saves the model of a family as a Hugging Face folder."""
-    config_class, model_class, sizes = FAMILIES[family]
-    config = getattr(transformers, config_class)(**{**_COMMON, **_groups(family), **sizes})
+def save(family: str, folder: Path, **changes: Any) -> Path:
+    """Saves the model of a family as a Hugging Face folder; `changes` go to its configuration."""
+    config_class, model_class, sizes = {**FAMILIES, **ENCODER_DECODERS}[family]
+    common = _T5 if family in ENCODER_DECODERS else {**_COMMON, **_groups(family)}
+    config = getattr(transformers, config_class)(**{**common, **sizes, **changes})
     return save_model(getattr(transformers, model_class), config, folder)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a small model of every decoder family and compares it with PyTorch.
+"""Exports a small model of every family that generates and compares it with PyTorch.
 
 For each family: a seeded model with the family's details, 3 bits, fused attention; logits of a prompt and 64
 single steps against PyTorch with the same dequantized weights, and greedy tokens of `bcq.load` and of
-onnxruntime-genai, both with one buffer for past and present, against PyTorch's. The table stands in
+onnxruntime-genai, both with one buffer for past and present, against PyTorch's. Of an encoder-decoder the
+prompt is the source, attention is plain, and onnxruntime-genai, which runs none, is left out. The table is in
 ``docs/benchmarks/families.md``.
 """
 
@@ -80,9 +81,8 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
     from bcq import parity
     from bcq.export import export
     from bcq.exported import ExportedWeights
-    from bcq.parity_decoder import allowed, reference_cache, run_decoder
+    from bcq.parity_decoder import allowed
     from bcq.plan import QuantizeOptions
-    from bcq.reference import decode, dequantized_model
     from tiny_families import save
 
     save(family, folder / "model")
@@ -92,9 +92,7 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
     graph = ir.load(out / "model.onnx").graph
     weights = ExportedWeights.open(out)
     model = bcq.load(out)
-    cache = reference_cache(weights, model)
-    expected = decode(dequantized_model(out, weights), PROMPT, STEPS, cache=cache)
-    got = run_decoder(model, PROMPT, expected.tokens[:STEPS])
+    expected, got = _both(out, model, weights)
     tokens = expected.tokens[:STEPS]
     return Outcome(
         family,
@@ -103,9 +101,24 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
         parity.relative_rms(got.logits - expected.logits, expected.logits),
         allowed(weights, model),
         _agreeing(model.generate(PROMPT, max_new_tokens=STEPS), tokens),
-        _genai(out, tokens),
-        _ties(expected.logits[len(PROMPT) - 1 :], allowed(weights, model)),
+        _genai(out, tokens) if model.continues else None,
+        _ties(expected.logits[-len(expected.tokens) :], allowed(weights, model)),
     )
+
+
+def _both(folder: Path, model: Any, weights: Any) -> tuple[Any, Any]:
+    """What PyTorch and what the export make of the prompt, both fed PyTorch's tokens."""
+    from bcq import reference
+    from bcq.parity_decoder import reference_cache, run_decoder
+    from bcq.parity_encoder_decoder import run_encoder_decoder
+
+    torch_model = reference.dequantized_model(folder, weights)
+    if model.continues:
+        cache = reference_cache(weights, model)
+        expected = reference.decode(torch_model, PROMPT, STEPS, cache=cache)
+        return expected, run_decoder(model, PROMPT, expected.tokens[:STEPS])
+    expected = reference.answer(torch_model, PROMPT, model.begin, STEPS)
+    return expected, run_encoder_decoder(model, PROMPT, expected.tokens[:STEPS])
 
 
 def _ties(logits: Any, tolerance: float) -> frozenset[int]:
@@ -146,10 +159,11 @@ def main() -> int:
     import torch
     import transformers
 
-    from tiny_families import FAMILIES
+    from tiny_families import ENCODER_DECODERS, FAMILIES
 
+    every = [*FAMILIES, *ENCODER_DECODERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="all, unless some are named")
+    parser.add_argument("families", nargs="*", default=every, help="all, unless some are named")
     parser.add_argument("--attention", choices=("fused", "plain"), default=None)
     parser.add_argument("--kv-cache", choices=("float", "int8"), default="float")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")

@@ -20,6 +20,7 @@ from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.export_lora import ExportLora
 from bcq.export_tasks import ExportTasks
 from bcq.external import check_file
+from bcq.frontends.abilities import check_abilities
 from bcq.frontends.architectures import architecture_of
 from bcq.inside import check_unchanged
 from bcq.manifest import write_manifest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from bcq.adapter import Adapter
+    from bcq.frontends.hf import Skeleton
     from bcq.passes import PackReport, WeightSource
 
 MODEL_FILE = "model.onnx"
@@ -52,7 +54,7 @@ class ExportResult:
 
     Attributes:
         folder: the output folder.
-        kind: ``"decoder"``, ``"encoder"`` or ``"graph"`` (an ``.onnx`` file came in).
+        kind: ``"decoder"``, ``"encoder"``, ``"encoder-decoder"`` or ``"graph"`` (an ``.onnx`` file came in).
         report: every matrix, packed or not, with the reason.
         seconds: wall time.
         model_bytes: bytes of ``model.onnx`` and its data file.
@@ -211,13 +213,12 @@ def check_export(
     graph = _graph_choices(fuse, accuracy_level, attention, kv_cache, dtype)
     _check_calibrates(source, calibration)
     opened = _opened(source, options)
-    if graph.int8_cache:
-        _check_has_cache(opened)
     if graph.half and isinstance(opened, Path) and _is_graph(opened):
         raise UsageError("E203", f"--dtype float16: {opened} has types of its own, which are kept.")
     _check_tools(opened)
     tasks = ExportTasks.open(adapter, adapters, output)
     change = None if lora is None else ExportLora.open(lora, allow_loss)
+    _check_able(opened, graph, tasks)
     _check_tasks(tasks, opened, change)
     check_precisions(opened, options, tasks=bool(tasks.all) or change is not None)
     check_apart(opened if isinstance(opened, Path) else opened.folder, output)
@@ -353,19 +354,18 @@ def _check_known(what: str, got: object, known: Sequence[object]) -> None:
         raise UsageError("E202", f"{what}: got {got!r}, expected one of {expected}.")
 
 
-def _check_has_cache(source: Source) -> None:
-    """Refuses an int8 cache of what has none, or nothing that says how to run it."""
+def _check_able(source: Source, graph: _GraphChoices, tasks: ExportTasks) -> None:
+    """Refuses what the source's kind of model cannot have; of a graph, an int8 cache without description."""
     from bcq.frontends.genai_folder import GenaiFolder
 
-    if isinstance(source, Path) and _is_graph(source):
-        if GenaiFolder.around(source) is not None:
-            return
+    if not (isinstance(source, Path) and _is_graph(source)):
+        config = source.config if isinstance(source, QuantizedBase) else read_config(source)
+        fused = graph.attention == "fused" and not graph.int8_cache
+        check_abilities(config, int8_cache=graph.int8_cache, fused=fused, tasks=bool(tasks.swappable))
+    elif graph.int8_cache and GenaiFolder.around(source) is None:
         raise UsageError(
             "E203", f"--kv-cache int8: {source} has no genai_config.json beside it that says how to run it."
         )
-    config = source.config if isinstance(source, QuantizedBase) else read_config(source)
-    if architecture_of(config).kind != "decoder":
-        raise UsageError("E203", "--kv-cache int8 is for decoders; an encoder has no cache.")
 
 
 def _export_base(
@@ -373,23 +373,27 @@ def _export_base(
 ) -> tuple[str, PackReport]:
     """Model, configuration and tokenizer of a base; the kind, and what was packed."""
     from bcq.frontends import hf
+    from bcq.passes.report import joined
     from bcq.quantize import copy_side_files
 
     skeleton = hf.skeleton(base, graph.attention, graph.half)
-    tasks.before_passes(skeleton.model)
-    further = FurtherGraphs(base, skeleton.model)
-    packed = _packed(skeleton.model, tasks.weights(base), progress, graph)
+    models: dict[str, ir.Model] = {}
+    reports: list[PackReport] = []
+    graphs = skeleton.graphs()
+    tasks.before_passes(list(graphs.values()))
+    for name, model in graphs.items():
+        further = FurtherGraphs(base, model, name)
+        reports.append(_packed(model, tasks.weights(base), progress, graph))
+        models |= further.models(model, lambda other, source: _packed(other, source, SILENT, graph))
     tasks.after_passes(skeleton.model, base, folder)
-    models = further.models(skeleton.model, lambda model, source: _packed(model, source, SILENT, graph))
     write_models({folder / name: model for name, model in models.items()})
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
-    if skeleton.architecture.kind == "decoder":
-        _write_decoder_files(base, skeleton.model, folder)
+    _write_description(base, skeleton, folder)
     if graph.int8_cache:
         _shrink_caches(folder, models)
     check_unchanged(base.checkpoint.stamps)
-    return skeleton.architecture.kind, packed
+    return skeleton.architecture.kind, joined(reports)
 
 
 def _export_file(
@@ -437,20 +441,27 @@ def _packed(model: ir.Model, weights: WeightSource, progress: Progress, graph: _
     return passes.run(model, weights, progress, pipeline, graph.accuracy_level)
 
 
-def _write_decoder_files(base: QuantizedBase, model: ir.Model, folder: Path) -> None:
-    """What onnxruntime-genai wants beside the model."""
+def _write_description(base: QuantizedBase, skeleton: Skeleton, folder: Path) -> None:
+    """How the graphs of something that generates are run, and what onnxruntime-genai wants beside them."""
     from bcq.frontends.weightless import spelt_out
     from bcq.genai import write_genai
+    from bcq.generation.described import write_encoder_decoder
     from bcq.runtime import library_path
 
-    generation = folder / "generation_config.json"
+    if skeleton.architecture.kind == "encoder":
+        return
+    file = folder / "generation_config.json"
+    config, generation = spelt_out(base.folder), read_json(file) if file.is_file() else {}
+    if skeleton.encoder is not None:
+        write_encoder_decoder(folder, config, generation)
+        return
     write_genai(
         folder,
         library=library_path(),
-        config=spelt_out(base.folder),
-        generation=read_json(generation) if generation.is_file() else {},
-        with_positions=any(value.name == "position_ids" for value in model.graph.inputs),
-        share_buffer=any(node.op_type == "GroupQueryAttention" for node in model.graph),
+        config=config,
+        generation=generation,
+        with_positions=any(value.name == "position_ids" for value in skeleton.model.graph.inputs),
+        share_buffer=any(node.op_type == "GroupQueryAttention" for node in skeleton.model.graph),
     )
 
 

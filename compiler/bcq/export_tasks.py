@@ -76,17 +76,18 @@ class ExportTasks:
 
         return FromBase(base) if self.baked is None else FromAdapted(base, self.baked)
 
-    def before_passes(self, model: ir.Model) -> None:
-        """Puts the baked task's dense tensors into the graph, or opens slots for those of the others."""
+    def before_passes(self, models: Sequence[ir.Model]) -> None:
+        """Puts the baked task's dense tensors into the graphs, or opens slots of the first for the others."""
         from bcq.exported import REPLACED_KEY
         from bcq.passes.adapted import replace_dense
         from bcq.passes.open_slots import open_dense_slots
 
         if self.baked is not None:
-            replace_dense(model, self.baked)
-            model.metadata_props[BAKED_KEY] = self.baked.name
-            model.metadata_props[REPLACED_KEY] = json.dumps(sorted(self.baked.dense))
-        self._dense = open_dense_slots(model, self.swappable)
+            replace_dense(models, self.baked)
+            for model in models:
+                model.metadata_props[BAKED_KEY] = self.baked.name
+                model.metadata_props[REPLACED_KEY] = json.dumps(sorted(self.baked.dense))
+        self._dense = open_dense_slots(models[0], self.swappable)
 
     def after_passes(self, model: ir.Model, base: QuantizedBase, folder: Path) -> None:
         """Opens the slots of factors, and writes what each runtime needs of every task."""

@@ -13,9 +13,8 @@ from bcq import contract, fused, packing
 from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
 from bcq.packing import PackedWeight
-from bcq.precisions.files import graph_file
+from bcq.precisions.files import ENCODER_FILE, MODEL_FILE, graph_file
 
-MODEL_FILE = "model.onnx"
 INT8 = 4  # the accuracy_level of int8 activations
 REPLACED_KEY = "bcq.adapter.dense"  # in the model's metadata: names of dense tensors of a task, as JSON
 _SUFFIX = ".codes"
@@ -46,7 +45,7 @@ class ExportedWeights:
 
     @classmethod
     def open(cls, folder: Path, bits: int | None = None) -> ExportedWeights:
-        """Reads the structure of ``model.onnx`` in a folder.
+        """Reads the structure of the graphs in a folder: one, or those of an encoder-decoder.
 
         Args:
             folder: an export.
@@ -57,9 +56,15 @@ class ExportedWeights:
                 whose attributes are not those of ``ops/contract.json``, and for a note about parts that
                 does not fit its node.
         """
+        first, second = (graph_file(folder, bits, name) for name in (MODEL_FILE, ENCODER_FILE))
+        weights = cls._of(first)
+        return weights._with(cls._of(second)) if second.is_file() else weights
+
+    @classmethod
+    def _of(cls, file: Path) -> ExportedWeights:
         from bcq.frontends import onnx_file
 
-        model = onnx_file.load(graph_file(folder, bits))
+        model = onnx_file.load(file)
         nodes = [node for node in model.graph.all_nodes() if node.domain == contract.DOMAIN]
         for node in nodes:
             _check_node(node)
@@ -79,6 +84,18 @@ class ExportedWeights:
         matmuls = sum(len(_note(node)) or 1 for node in products)
         int8 = any(node.attributes.get_int("accuracy_level") == INT8 for node in products)
         return cls(packed, dense, matmuls, int8, _gather_rows(model), _replaced(model))
+
+    def _with(self, other: ExportedWeights) -> ExportedWeights:
+        """Those of two graphs of a model."""
+        rows = [*self.gather_rows.items(), *other.gather_rows.items()]
+        return ExportedWeights(
+            self.packed | other.packed,
+            self.dense | other.dense,
+            self.matmuls + other.matmuls,
+            self.int8 or other.int8,
+            {name: min(count for key, count in rows if key == name) for name, _ in rows},
+            self.replaced | other.replaced,
+        )
 
     def names(self) -> set[str]:
         """Names of all matrices and dense tensors."""

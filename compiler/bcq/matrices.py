@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bcq import contract
 from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError
 from bcq.frontends.names import stored_names
@@ -88,6 +89,8 @@ def _describe(name: str, stored: str, parameter: Any, module: Any) -> MatrixInfo
     if isinstance(module, torch.nn.Linear):
         return MatrixInfo(name, stored, "linear", *shape)
     if isinstance(module, torch.nn.Embedding):
-        return MatrixInfo(name, stored, "embedding", *shape)
+        short = shape[1] < contract.WORD_BITS  # as T5's of relative positions, with a number for each head
+        reason = f"its rows of {shape[1]} numbers are shorter than a word of codes" if short else ""
+        return MatrixInfo(name, stored, "embedding", *shape, reason=reason)
     reason = f"it is a plain parameter of {type(module).__name__}, not the weight of a known layer"
     return MatrixInfo(name, stored, "other", *shape, reason=reason)

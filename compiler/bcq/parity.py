@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import read_json
 from bcq.errors import UsageError
 from bcq.genai import CONFIG_FILE
+from bcq.generation.described import ENCODER_DECODER_FILE
 from bcq.generation.sampling import is_integer
 from bcq.integrity import require_files
 from bcq.kinds import require_export, require_original
@@ -89,8 +90,8 @@ def verify(
             folder, sizes, dense tensors and the likeness of every matrix are compared, too.
         prompt: text to run on; needs the folder's tokenizer.
         tokens: token ids to run on, instead of `prompt`; seeded random ones when neither is given.
-        steps: decode steps with cache (decoders), at least 1.
-        per_layer: also report each layer's keys and values (decoders).
+        steps: decode steps with cache (of what generates), at least 1.
+        per_layer: also report each layer's keys and values (of what generates).
         progress: told about each stage.
         bits: the precision, for an export that serves several; None for its highest one.
 
@@ -113,6 +114,12 @@ def verify(
         from bcq.parity_decoder import verify_decoder
 
         return verify_decoder(folder, _path(against), prompt, tokens, steps, per_layer, progress, bits)
+    if (folder / ENCODER_DECODER_FILE).is_file() and (folder / "config.json").is_file():
+        from bcq.parity_encoder_decoder import verify_encoder_decoder
+
+        return verify_encoder_decoder(
+            folder, _path(against), prompt, tokens, steps, per_layer, progress, bits
+        )
     if (folder / "config.json").is_file():
         from bcq.parity_encoder import verify_encoder
 

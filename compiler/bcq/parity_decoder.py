@@ -51,9 +51,9 @@ def verify_decoder(
     got = run_decoder(model, start, expected.tokens[:steps])
     progress.step("onnxruntime")
     result = parity.compare([got.logits], [expected.logits], allowed(weights, model))
-    result = _with_tokens(result, got, expected, len(start))
+    result = with_tokens(result, got, expected, len(start))
     if per_layer:
-        result = replace(result, layers=_layers(_in_floats(got, model, weights), expected))
+        result = replace(result, layers=layers_of(_in_floats(got, model, weights), expected))
     reason = None if against is None else difference(folder, weights, against)
     if reason is not None:
         return replace(result, ok=False, reason=reason)
@@ -85,7 +85,7 @@ def run_decoder(model: Model, prompt: Sequence[int], forced: Sequence[int]) -> D
         length += len(new)
         logits, past = model.logits(np.array([new], np.int64), past, np.ones((1, length), np.int64))
         rows.append(logits[0].astype(np.float32))
-    return Decoded(np.concatenate(rows), [int(row[-1].argmax()) for row in rows], _pairs(list(past.values())))
+    return Decoded(np.concatenate(rows), [int(row[-1].argmax()) for row in rows], pairs(list(past.values())))
 
 
 def _prompt(model: Model, prompt: str | None, tokens: Sequence[int] | None, steps: int) -> list[int]:
@@ -104,7 +104,7 @@ def _prompt(model: Model, prompt: str | None, tokens: Sequence[int] | None, step
     return tokens
 
 
-def _with_tokens(result: ParityResult, got: Decoded, expected: Decoded, prompt: int) -> ParityResult:
+def with_tokens(result: ParityResult, got: Decoded, expected: Decoded, prompt: int) -> ParityResult:
     """Adds whether greedy tokens are equal; a tie within tolerance, where either is right, does not fail."""
     rows = slice(prompt - 1, None)
     reference = expected.logits[rows]
@@ -121,7 +121,7 @@ def reference_cache(weights: ExportedWeights, model: Model) -> Any:
         return None
     from bcq.frontends.rounded_cache import RoundedCache
 
-    return RoundedCache(_pairs(_scales(weights, model)))
+    return RoundedCache(pairs(_scales(weights, model)))
 
 
 def _in_floats(got: Decoded, model: Model, weights: ExportedWeights) -> Decoded:
@@ -130,25 +130,25 @@ def _in_floats(got: Decoded, model: Model, weights: ExportedWeights) -> Decoded:
     if any(value.dtype == np.int8 for value in values):
         scales = _scales(weights, model)
         values = [value * scale for value, scale in zip(values, scales, strict=True)]
-    return Decoded(got.logits, got.tokens, _pairs(values))
+    return Decoded(got.logits, got.tokens, pairs(values))
 
 
 def _scales(weights: ExportedWeights, model: Model) -> list[Array]:
     return [weights.dense[scale_name(slot.name)].numpy() for slot in slots(model.session)]
 
 
-def _pairs(values: list[Array]) -> list[tuple[Array, Array]]:
+def pairs(values: list[Array]) -> list[tuple[Array, Array]]:
     """Keys and values of each layer."""
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _layers(got: Decoded, expected: Decoded) -> list[dict[str, Any]]:
-    pairs = zip(got.layers, expected.layers, strict=True)
+def layers_of(got: Decoded, expected: Decoded) -> list[dict[str, Any]]:
+    """The relative error of each layer's keys and values."""
     return [
         {
             "layer": index,
             "keys": parity.relative_rms(ours[0] - theirs[0], theirs[0]),
             "values": parity.relative_rms(ours[1] - theirs[1], theirs[1]),
         }
-        for index, (ours, theirs) in enumerate(pairs)
+        for index, (ours, theirs) in enumerate(zip(got.layers, expected.layers, strict=True))
     ]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from bcq import parity
 from bcq.errors import InputError, ParityFailure
-from bcq.exported import MODEL_FILE, ExportedWeights
+from bcq.exported import ExportedWeights
 from bcq.parity import ParityResult
+from bcq.precisions.files import MODEL_FILE
 from bcq.progress import Progress
 from bcq.runtime import one_line, session
 

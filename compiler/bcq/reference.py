@@ -60,11 +60,49 @@ def decode(
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache() if cache is None else cache
-    rows, tokens, new = [], [], list(prompt)
+
+    def run(new: torch.Tensor) -> Any:
+        return model(input_ids=new, past_key_values=cache, use_cache=True)
+
+    return _stepped(run, cache, prompt, steps, forced)
+
+
+def answer(
+    model: Any, source: Sequence[int], begin: int, steps: int, forced: Sequence[int] | None = None
+) -> Decoded:
+    """An encoder-decoder's answer to a source, one token at a time with cache; otherwise as `decode`.
+
+    Args:
+        model: encoder-decoder of transformers.
+        source: token ids that the encoder reads.
+        begin: the token that the answer begins with.
+        steps: decode steps.
+        forced: the tokens to feed instead of the model's own choices.
+    """
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    with torch.no_grad():
+        encoded = model.get_encoder()(input_ids=torch.tensor([source]))
+
+    def run(new: torch.Tensor) -> Any:
+        return model(encoder_outputs=encoded, decoder_input_ids=new, past_key_values=cache, use_cache=True)
+
+    return _stepped(run, cache.self_attention_cache, [begin], steps, forced)
+
+
+def _stepped(
+    run: Callable[[torch.Tensor], Any],
+    cache: Any,
+    first: Sequence[int],
+    steps: int,
+    forced: Sequence[int] | None,
+) -> Decoded:
+    """Runs the first tokens, then `steps` tokens one at a time; `cache` is what `run` fills."""
+    rows, tokens, new = [], [], list(first)
     with torch.no_grad():
         for step in range(steps + 1):
-            result = model(input_ids=torch.tensor([new]), past_key_values=cache, use_cache=True)
-            rows.append(result.logits[0].numpy())
+            rows.append(run(torch.tensor([new])).logits[0].numpy())
             token = int(rows[-1][-1].argmax()) if forced is None or step >= len(forced) else forced[step]
             tokens.append(token)
             new = [token]

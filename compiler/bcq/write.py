@@ -112,7 +112,7 @@ def _write_tensors(models: list[ir.Model], file: BufferedWriter) -> tuple[dict[i
         if content in known:
             places[id(tensor)] = known[content]
             continue
-        sink.pad_to(ALIGNMENT if model is models[0] else FURTHER_ALIGNMENT)
+        sink.pad_to(ALIGNMENT if model is models[0] or _is_codes(tensor) else FURTHER_ALIGNMENT)
         start = sink.position
         _write_tensor(tensor, sink)
         places[id(tensor)] = _Place(start, sink.position - start)
@@ -120,6 +120,10 @@ def _write_tensors(models: list[ir.Model], file: BufferedWriter) -> tuple[dict[i
             known[content] = places[id(tensor)]
     _sync(file)
     return places, sink.digest.hexdigest()
+
+
+def _is_codes(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype == ir.DataType.UINT32  # nothing else of a model is
 
 
 def _content(tensor: ir.TensorProtocol) -> str:

@@ -30,7 +30,7 @@ _ROWS = 16  # prompts that run together: more of them share each read of the wei
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the verb."""
-    verb = add_verb(subparsers, "run", "continue a text with an exported decoder", EXAMPLES)
+    verb = add_verb(subparsers, "run", "continue or answer a text with an exported model", EXAMPLES)
     add_model_options(verb)
     prompt = verb.add_mutually_exclusive_group(required=True)
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text to continue, - for standard input")
@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the prompt, if it is text, and each piece of the continuation as soon as it is there."""
+    """Prints a text that is continued, and each piece of the answer as soon as it is there."""
     prompts = _prompts(arguments)
     from bcq.generation.model import load
 
@@ -57,7 +57,7 @@ def _one(arguments: argparse.Namespace, model: Model, prompt: str | Sequence[int
     began = time.monotonic()
     runner = model.start(prompt, max_new_tokens=arguments.max_new_tokens, **sampling(arguments))
     pieces: list[Any] = []
-    if not arguments.json and isinstance(prompt, str):
+    if not arguments.json and isinstance(prompt, str) and model.continues:
         print(prompt, end="", file=arguments.out, flush=True)
     for piece in runner.texts() if isinstance(prompt, str) else runner.tokens():
         if not arguments.json:
@@ -85,7 +85,8 @@ def _many(arguments: argparse.Namespace, model: Model, prompts: Sequence[str]) -
         for prompt, continuation in zip(rows, made, strict=True):
             answers.append({"prompt": prompt, "continuation": continuation})
             if not arguments.json:
-                print(f"{prompt}{continuation}\n", file=arguments.out, flush=True)
+                shown = prompt if model.continues else ""
+                print(f"{shown}{continuation}\n", file=arguments.out, flush=True)
     if arguments.json:
         emit(arguments, {"answers": answers, "seconds": time.monotonic() - began}, "")
     return 0

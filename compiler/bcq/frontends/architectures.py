@@ -23,6 +23,11 @@ DECODERS = (
     "PhiForCausalLM",
     "Phi3ForCausalLM",
 )
+ENCODER_DECODERS = (
+    "T5ForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "UMT5ForConditionalGeneration",
+)
 ENCODER_FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra")
 ENCODER_HEADS = (
     "Model",
@@ -39,7 +44,8 @@ class Architecture:
 
     Attributes:
         class_name: the transformers class that holds the weights, for example ``"OPTForCausalLM"``.
-        kind: ``"decoder"`` (exported with a key-value cache) or ``"encoder"``.
+        kind: ``"decoder"`` (exported with a key-value cache), ``"encoder"``, or ``"encoder-decoder"`` (a
+            graph of each).
     """
 
     class_name: str
@@ -59,6 +65,8 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     name = class_name_of(config)
     if name in DECODERS:
         return Architecture(name, "decoder")
+    if name in ENCODER_DECODERS:
+        return Architecture(name, "encoder-decoder")
     if name in _encoders():
         return Architecture(name, "encoder")
     raise UnsupportedError("E401", f"architecture {name} is not supported{_why(name, config)}.", _hint(name))
@@ -102,10 +110,11 @@ def _why(name: str, config: dict[str, Any]) -> str:
 
 
 def _hint(name: str) -> str:
-    known = (*DECODERS, *_encoders())
+    known = (*DECODERS, *ENCODER_DECODERS, *_encoders())
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     closest = f"Closest: {near[0]}. " if near else ""
     return (
-        f"{closest}Decoders: {', '.join(DECODERS)}; encoders: {', '.join(ENCODER_FAMILIES)}. "
+        f"{closest}Decoders: {', '.join(DECODERS)}; encoders: {', '.join(ENCODER_FAMILIES)}; "
+        f"encoder-decoders: {', '.join(ENCODER_DECODERS)}. "
         "Any other model: export it to ONNX first, then `bcq export model.onnx`."
     )

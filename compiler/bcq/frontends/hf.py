@@ -20,6 +20,7 @@ from bcq.frontends.last_logits import open_logits
 from bcq.frontends.names import stored_names
 from bcq.frontends.simplify import simplify
 from bcq.frontends.weightless import quiet, weightless_model
+from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
 
 _WRAPPER = "model."  # CachedDecoder and Encoder hold the model under this name
 
@@ -29,17 +30,38 @@ class Skeleton:
     """A graph without weights.
 
     Attributes:
-        model: initializers that are parameters carry the names of the file's tensors.
+        model: initializers that are parameters carry the names of the file's tensors; of an encoder-decoder
+            the graph that writes the answer.
         architecture: what was exported.
-        parameters: names of those initializers.
+        encoder: of an encoder-decoder the graph that reads the source, else None.
     """
 
     model: ir.Model
     architecture: Architecture
+    encoder: ir.Model | None = None
+
+    def graphs(self) -> dict[str, ir.Model]:
+        """Each graph by the name of its file, what generates first."""
+        encoder = {} if self.encoder is None else {ENCODER_FILE: self.encoder}
+        return {MODEL_FILE: self.model, **encoder}
+
+
+@dataclass(frozen=True)
+class _Unbound:
+    """A graph whose parameters, by the names of the file's tensors, have no values yet."""
+
+    model: ir.Model
     parameters: frozenset[str]
 
+    def bound(self, base: QuantizedBase) -> ir.Model:
+        """A copy whose parameters read the base's tensors."""
+        copy = self.model.clone()
+        for name in self.parameters:
+            _bind(copy.graph.initializers[name], base)
+        return copy
 
-_LATEST: dict[str, Skeleton] = {}
+
+_LATEST: dict[str, tuple[Architecture, list[_Unbound]]] = {}
 
 
 def skeleton(base: QuantizedBase, attention: str | None = None, half: bool = False) -> Skeleton:
@@ -64,11 +86,9 @@ def skeleton(base: QuantizedBase, attention: str | None = None, half: bool = Fal
     if key not in _LATEST:
         _LATEST.clear()  # one graph without weights is small, and exporting several bit widths needs only one
         _LATEST[key] = _unbound(base, attention, half)
-    unbound = _LATEST[key]
-    model = unbound.model.clone()
-    for name in unbound.parameters:
-        _bind(model.graph.initializers[name], base)
-    return Skeleton(model, unbound.architecture, unbound.parameters)
+    architecture, graphs = _LATEST[key]
+    model, *encoder = (graph.bound(base) for graph in graphs)
+    return Skeleton(model, architecture, *encoder)
 
 
 def _graph_key(base: QuantizedBase, attention: str | None, half: bool) -> str:
@@ -77,17 +97,17 @@ def _graph_key(base: QuantizedBase, attention: str | None, half: bool) -> str:
     return json.dumps([attention, half, config, sorted([*base.names(), *base.dense_names()])], sort_keys=True)
 
 
-def _unbound(base: QuantizedBase, attention: str | None, half: bool) -> Skeleton:
+def _unbound(base: QuantizedBase, attention: str | None, half: bool) -> tuple[Architecture, list[_Unbound]]:
     """Runs the exporter, which takes most of the time of an export."""
     module, architecture = weightless_model(base.folder, half)
     renamed = stored_names(module, {*base.names(), *base.dense_names()}, base.folder)
     with quiet():
-        model = _exported(module, architecture, attention)
-        simplify(model, {_WRAPPER + name for name in renamed})
-        open_logits(model)
-    parameters = _rename_initializers(model, renamed)
-    model.graph.name = architecture.class_name
-    return Skeleton(model, architecture, parameters)
+        models = _exported(module, architecture, attention)
+        for model in models:
+            simplify(model, {_WRAPPER + name for name in renamed})
+            open_logits(model)
+            model.graph.name = architecture.class_name
+        return architecture, [_Unbound(model, _rename_initializers(model, renamed)) for model in models]
 
 
 def read_dense(base: QuantizedBase, name: str) -> NDArray[np.float32]:
@@ -99,7 +119,8 @@ def read_dense(base: QuantizedBase, name: str) -> NDArray[np.float32]:
     return dense.T if matrix.transposed else dense
 
 
-def _exported(module: Any, architecture: Architecture, attention: str | None) -> ir.Model:
+def _exported(module: Any, architecture: Architecture, attention: str | None) -> list[ir.Model]:
+    """The graph of a model; of an encoder-decoder the decoder's and the encoder's."""
     if architecture.kind == "decoder":
         from bcq.frontends.hf_decoder import export_decoder, why_not_fused
 
@@ -108,10 +129,14 @@ def _exported(module: Any, architecture: Architecture, attention: str | None) ->
             raise UnsupportedError(
                 "E401", f"the attention of this model cannot be fused: {reason}.", "Use --attention plain."
             )
-        return export_decoder(module, fused=attention != "plain" and reason is None)
+        return [export_decoder(module, fused=attention != "plain" and reason is None)]
+    if architecture.kind == "encoder-decoder":
+        from bcq.frontends import hf_encoder_decoder
+
+        return [hf_encoder_decoder.export_decoder(module), hf_encoder_decoder.export_encoder(module)]
     from bcq.frontends.hf_encoder import export_encoder
 
-    return export_encoder(module, architecture.class_name)
+    return [export_encoder(module, architecture.class_name)]
 
 
 def _rename_initializers(model: ir.Model, renamed: Mapping[str, str]) -> frozenset[str]:

@@ -142,12 +142,17 @@ def takes_positions(model: Any) -> bool:
 
 
 def _name_dimensions(model: ir.Model) -> None:
-    """Puts ``position_ids`` third, and names what the exporter calls ``past + sequence``."""
+    """Puts ``position_ids`` third, and names the lengths of outputs."""
     inputs = {value.name: value for value in model.graph.inputs}
     first = ("input_ids", "attention_mask", "position_ids")
     ordered = [inputs.pop(name) for name in first if name in inputs] + list(inputs.values())
     model.graph.inputs.clear()
     model.graph.inputs.extend(ordered)
+    name_present(model)
+
+
+def name_present(model: ir.Model) -> None:
+    """Names the length of every output of the cache, which the exporter calls ``past + sequence``."""
     for output in model.graph.outputs:
         if output.name != "logits" and output.shape is not None:
             output.shape = ir.Shape([BATCH, output.shape[1], TOTAL, output.shape[3]])

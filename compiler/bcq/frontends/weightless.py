@@ -101,12 +101,13 @@ def _check_sizes(config: dict[str, Any], folder: Path) -> None:
 
 _SPELT_OUT = (
     "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "num_key_value_heads", "max_position_embeddings", "n_positions", "bos_token_id", "eos_token_id",
+    "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
 
 
 def spelt_out(folder: Path) -> dict[str, Any]:
-    """Sizes and token ids of a decoder under their common names, whatever its family calls them."""
+    """Sizes and token ids of what generates under their common names, whatever its family calls them."""
     with quiet():
         config = read_config(folder)
     return {name: getattr(config, name) for name in _SPELT_OUT if hasattr(config, name)}
@@ -132,7 +133,7 @@ def _build(class_name: str, config: Any, dtype: torch.dtype = torch.float32) -> 
     found = getattr(transformers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise UnsupportedError("E401", f"{_VERSION} has no architecture {class_name!r}.")
-    if not found._supports_sdpa:  # Gemma 2, whose attention has a cap
+    if not found._supports_sdpa or config.is_encoder_decoder:  # scores with a cap (Gemma 2) or a bias (T5)
         config._attn_implementation = "eager"
     try:
         with _parameters_on_meta():

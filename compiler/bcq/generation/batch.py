@@ -54,9 +54,9 @@ def generate_batch(
     chosen = [None] * len(prompts) if adapters is None else list(adapters)
     if len(chosen) != len(prompts):
         raise UsageError("E202", f"adapters: got {len(chosen)} for {len(prompts)} prompts, expected as many.")
-    rows = [_Row(*model.answer(prompt, max_new_tokens, **options)) for prompt in prompts]
+    rows = [_Row.of(model, *model.answer(prompt, max_new_tokens, **options)) for prompt in prompts]
     groups = _by_task(rows, chosen) if max_new_tokens != 0 else []
-    turns = [_steps(model.decoder, group, model.values(task)) for task, group in groups]
+    turns = [_steps(model.decoder, group, _fed(model, task, group)) for task, group in groups]
     while turns:
         turns = [turn for turn in turns if next(turn, None) is not None]
     return [
@@ -67,11 +67,22 @@ def generate_batch(
 
 @dataclass
 class _Row:
-    """One prompt and what follows it."""
+    """One prompt, what the decoder runs first, and what follows."""
 
+    source: list[int]
     prompt: list[int]
     answer: Answer
     text: str = ""
+
+    @classmethod
+    def of(cls, model: Model, tokens: list[int], answer: Answer) -> _Row:
+        """A row that has not begun."""
+        return cls(tokens, model.first(tokens), answer)
+
+
+def _fed(model: Model, task: Task, rows: Sequence[_Row]) -> Feeds:
+    """What every run of some rows is fed beside tokens and cache."""
+    return {**model.values(task), **model.memory([row.source for row in rows])}
 
 
 def _by_task(rows: Sequence[_Row], tasks: Sequence[Task]) -> list[tuple[Task, list[_Row]]]:

@@ -54,6 +54,7 @@ class Conversation:
         self._task = model.values(adapter)
         Stops(self._stops)
         Sampling(**options)  # refused now, not at the first turn
+        require_chat(model)
         self.clear()
 
     def clear(self) -> None:
@@ -104,5 +105,17 @@ def write_down(model: Model, template: Template | PlainForm, messages: Sequence[
 
     Raises:
         InputError: E102 when the template refuses the messages; as `Model.tokenizer`.
+        UsageError: as `require_chat`.
     """
+    require_chat(model)
     return tokenize(model.tokenizer, template.render(messages), special=False)
+
+
+def require_chat(model: Model) -> None:
+    """Raises UsageError E203 for an encoder-decoder, whose answers continue nothing."""
+    if not model.continues:
+        raise UsageError(
+            "E203",
+            f"{model.folder} is an encoder-decoder: it answers one text and holds no conversation.",
+            "Use `bcq run`, or completions of `bcq serve`.",
+        )

@@ -34,7 +34,11 @@ class Decoder:
 
     def cache(self, room: int, rows: int = 1) -> Cache:
         """An empty cache, with room for so many tokens where that has to be known."""
-        return self.shared_cache(room, rows) if self.shares_buffer else GrowingCache(self.session, rows)
+        return self.shared_cache(room, rows) if self.shares_buffer else self.growing_cache(rows)
+
+    def growing_cache(self, rows: int = 1) -> GrowingCache:
+        """The same for a model whose present is a tensor of its own."""
+        return GrowingCache(self.session, rows)
 
     def shared_cache(self, room: int, rows: int = 1) -> SharedCache:
         """The same for a model whose past and present are one buffer."""

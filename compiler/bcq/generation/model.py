@@ -23,6 +23,7 @@ from bcq.generation.sampling import chooser, is_integer
 from bcq.generation.stops import Stops
 from bcq.generation.text import check_tokens, open_tokenizer, tokenize
 from bcq.kinds import require_export
+from bcq.precisions.files import ENCODER_FILE, graph_file
 from bcq.tasks import BASE_KEY, Feeds, Task, Tasks, no_slots
 
 
@@ -30,6 +31,7 @@ class Model:
     """An exported decoder, ready to generate.
 
     Attributes:
+        continues: whether an answer continues its prompt; that of an encoder-decoder does not.
         folder: where it lies.
         session: the ``onnxruntime.InferenceSession``.
         decoder: how the session is run.
@@ -38,8 +40,11 @@ class Model:
         end_tokens: ids that end a text.
     """
 
+    continues = True
+    description = CONFIG_FILE  # the file that says how it is run
+
     def __init__(self, folder: Path, session: Any, config: dict[str, Any]) -> None:
-        described = read_described(folder / CONFIG_FILE, config, session)
+        described = read_described(folder / self.description, config, session)
         self.folder = folder
         self.session = session
         self.context_length = described.context_length
@@ -120,7 +125,11 @@ class Model:
         """An answer that has not begun: each step computes one token. As `generate` otherwise."""
         tokens, answer = self.answer(prompt, max_new_tokens, **options)
         task = self.values(adapter)  # refused now, not at the first token
-        return Runner(self.decoder, tokens, answer, task, self.context(len(tokens), max_new_tokens))
+        return self.runner(tokens, answer, task)
+
+    def runner(self, tokens: Sequence[int], answer: Answer, task: Feeds) -> Runner:
+        """What runs a prompt that is checked, as `answer` and `values` give it."""
+        return Runner(self.decoder, tokens, answer, task, self.context(len(tokens), answer.most))
 
     def answer(
         self,
@@ -133,7 +142,7 @@ class Model:
         tokens = self.encode(prompt)
         most = self.check_prompt(tokens, max_new_tokens)
         wants_text = isinstance(prompt, str) or bool(Stops(stop))
-        pieces = Pieces(self.tokenizer, tokens) if wants_text else None
+        pieces = self.pieces(tokens) if wants_text else None
         return tokens, self.reply(tokens, most, pieces, stop, **sampling)
 
     def reply(
@@ -145,7 +154,19 @@ class Model:
         **sampling: Any,
     ) -> Answer:
         """An answer without tokens to a prompt that is checked; `pieces` makes its text."""
-        return Answer(chooser(tokens, **sampling), most, self.end_tokens, pieces, Stops(stop))
+        return Answer(chooser(self.first(tokens), **sampling), most, self.end_tokens, pieces, Stops(stop))
+
+    def first(self, prompt: Sequence[int]) -> list[int]:
+        """The tokens that the decoder runs before an answer, which penalties of sampling count, too."""
+        return list(prompt)
+
+    def pieces(self, prompt: Sequence[int]) -> Pieces:
+        """What makes text of an answer to a prompt."""
+        return Pieces(self.tokenizer, prompt)
+
+    def memory(self, prompts: Sequence[Sequence[int]]) -> Feeds:
+        """What the decoder is fed of prompts besides their tokens: nothing."""
+        return {}
 
     def context(self, prompt: int = 0, max_new_tokens: int | None = None) -> Context:
         """An empty cache, for a prompt of so many tokens and its answer."""
@@ -286,30 +307,36 @@ def load(
     profile: str | Path | None = None,
     bits: int | None = None,
 ) -> Model:
-    """Opens an exported decoder; torch is not imported.
+    """Opens an exported decoder, or encoder-decoder; torch is not imported.
 
     Args:
         folder: what ``bcq export`` wrote.
         with_library: False runs the model-local functions instead of the op library: slow, for comparison.
         weights: how codes are held, see `bcq.session`.
-        profile: a ``.jsonl`` file for what each node took, see `bcq.session`.
+        profile: a ``.jsonl`` file for what each node took, see `bcq.session`; of an encoder-decoder that of
+            the decoder.
         bits: the precision, for an export that serves several; None for its highest one.
 
     Raises:
         InputError: E101 for a missing folder, E102 for one that is no export, E103 for a damaged one.
-        UnsupportedError: E401 when the folder is the export of something else than a decoder.
+        UnsupportedError: E401 when the folder is the export of something that does not generate.
         UsageError: E202 for `weights`, `profile` or `bits` that are not known.
     """
+    from bcq.generation.encoder_decoder import EncoderDecoder
     from bcq.runtime import session
 
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
+    found = next((kind for kind in (Model, EncoderDecoder) if (folder / kind.description).is_file()), None)
+    if found is None:
         require_export(folder)
         raise UnsupportedError(
             "E401",
             f"{folder} holds no decoder (it has no {CONFIG_FILE}), so it cannot generate text.",
             "Run its model with bcq.session(folder).",
         )
-    config = read_json(folder / CONFIG_FILE)
+    config = read_json(folder / found.description)
     opened = session(folder, with_library=with_library, weights=weights, profile=profile, bits=bits)
-    return Model(folder, opened, config)
+    if found is Model:
+        return Model(folder, opened, config)
+    encoder = session(graph_file(folder, bits, ENCODER_FILE), with_library=with_library, weights=weights)
+    return EncoderDecoder(folder, opened, config, encoder)

@@ -57,20 +57,24 @@ class Runner:
         self._decoder = decoder
         self._task = task
         self._context = context
-        self._next = prompt
+        self._next: Sequence[int] | None = None
 
     def step(self) -> str:
         """One token more, unless the answer has ended; returns the text that is sure now."""
         if self.answer.reason:
             return ""
-        if self._next is self.prompt:
-            self._next = self._context.match(self.prompt)
+        if self._next is None:
+            self._next = self._begin()
         scores = self._decoder.run(self._next, self._context.cache, self._task)
         self.computed += len(self._next)
         self._context.tokens += self._next
         text = self.answer.take(scores)
         self._next = self.answer.tokens[-1:]
         return text
+
+    def _begin(self) -> Sequence[int]:
+        """The tokens that the decoder runs first."""
+        return self._context.match(self.prompt)
 
     def tokens(self) -> Iterator[int]:
         """The ids of the answer, one by one."""

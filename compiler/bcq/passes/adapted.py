@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -34,16 +36,18 @@ class FromAdapted(FromBase):
         return self.adapter.alphas[known.stored].applied(packed)
 
 
-def replace_dense(model: ir.Model, adapter: Adapter) -> None:
-    """Gives the graph's parameters the task's dense tensors.
+def replace_dense(models: Sequence[ir.Model], adapter: Adapter) -> None:
+    """Gives the parameters of a model's graphs the task's dense tensors.
 
     Raises:
-        InputError: E302 for a tensor that the graph does not read.
+        InputError: E302 for a tensor that no graph reads.
     """
     for name, array in adapter.dense.items():
-        value = parameter(model, adapter, name)
-        assert value.dtype is not None  # the exporter types every parameter
-        value.const_value = ir.Tensor(np.ascontiguousarray(array, value.dtype.numpy()), name=name)
+        readers = [model for model in models if name in model.graph.initializers]
+        for model in readers or models[:1]:
+            value = parameter(model, adapter, name)
+            assert value.dtype is not None  # the exporter types every parameter
+            value.const_value = ir.Tensor(np.ascontiguousarray(array, value.dtype.numpy()), name=name)
 
 
 def parameter(model: ir.Model, adapter: Adapter, name: str) -> ir.Value:

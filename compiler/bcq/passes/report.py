@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,16 @@ class PackReport:
         if not wanted:
             return 1.0 if self.matrices else 0.0
         return sum(r.dense_bytes for r in wanted if r.packed) / sum(r.dense_bytes for r in wanted)
+
+
+def joined(reports: Iterable[PackReport]) -> PackReport:
+    """One report on several graphs of a model; a matrix that several read is packed when all read it so."""
+    matrices: dict[str, MatrixRecord] = {}
+    fusions: list[Fusion] = []
+    for report in reports:
+        fusions += report.fusions
+        for record in report.matrices:
+            known = matrices.get(record.name, record)
+            kinds = tuple(dict.fromkeys((*known.kinds, *record.kinds)))
+            matrices[record.name] = replace(known if not known.packed else record, kinds=kinds)
+    return PackReport(list(matrices.values()), fusions)

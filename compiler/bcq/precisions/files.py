@@ -10,12 +10,13 @@ from bcq.checkpoint import read_json
 from bcq.errors import InputError, UsageError
 
 MODEL_FILE = "model.onnx"  # of the highest precision
+ENCODER_FILE = "model-encoder.onnx"  # of an encoder-decoder: what reads the source
 PATTERN = "model*.onnx*"  # every file of graphs and weights in a folder
 
 
-def graph_name(bits: int) -> str:
-    """The graph of a further precision."""
-    return f"model-{bits}bit.onnx"
+def graph_name(bits: int, name: str = MODEL_FILE) -> str:
+    """The graph of a further precision, by the name of the highest one's."""
+    return f"{name.removesuffix('.onnx')}-{bits}bit.onnx"
 
 
 def precisions(folder: Path) -> list[int]:
@@ -32,17 +33,22 @@ def further(folder: Path) -> list[int]:
     return [bits for bits in precisions(folder)[1:] if (folder / graph_name(bits)).is_file()]
 
 
-def graph_file(folder: Path, bits: int | None) -> Path:
+def graph_file(folder: Path, bits: int | None, name: str = MODEL_FILE) -> Path:
     """The graph of a precision; None is the default one.
+
+    Args:
+        folder: an export.
+        bits: the precision.
+        name: the graph of the highest one, where an export has several.
 
     Raises:
         UsageError: E202 when the folder does not serve it.
     """
     known = precisions(folder)
     if bits is None or [bits] == known[:1]:
-        return folder / MODEL_FILE
+        return folder / name
     if bits in further(folder):
-        return folder / graph_name(bits)
+        return folder / graph_name(bits, name)
     served = ", ".join(map(str, [*known[:1], *further(folder)])) or "one precision"
     raise UsageError(
         "E202",

@@ -26,10 +26,12 @@ class FurtherGraphs:
     Args:
         base: the quantized base.
         skeleton: its graph before any pass; it is copied.
+        name: the file of the graph of the highest precision.
     """
 
-    def __init__(self, base: QuantizedBase, skeleton: ir.Model) -> None:
+    def __init__(self, base: QuantizedBase, skeleton: ir.Model, name: str = MODEL_FILE) -> None:
         self._base = base
+        self._name = name
         self._skeletons = {bits: skeleton.clone() for bits in reversed(base.further_bits())}
 
     def models(self, first: ir.Model, pack: Pack) -> dict[str, ir.Model]:
@@ -43,7 +45,8 @@ class FurtherGraphs:
 
         for bits, model in self._skeletons.items():
             pack(model, FromBase(self._base, bits))
-        return {MODEL_FILE: first, **{graph_name(bits): model for bits, model in self._skeletons.items()}}
+        lower = {graph_name(bits, self._name): model for bits, model in self._skeletons.items()}
+        return {self._name: first, **lower}
 
 
 def check_precisions(source: Path | QuantizedBase, options: QuantizeOptions | None, tasks: bool) -> None:

@@ -93,12 +93,12 @@ class Engine:
         chat = bool(request.messages)
         if chat:
             options["stop"] = [*options["stop"], *self._template.stops]
-        pieces = Pieces(self._model.tokenizer, () if chat else tokens, bare=chat)
+        pieces = Pieces(self._model.tokenizer, bare=True) if chat else self._model.pieces(tokens)
         answer = self._model.reply(tokens, most, pieces, **options)
         task = self._values[request.model]
 
         def begin() -> Runner:
-            return Runner(self._model.decoder, tokens, answer, task, self._model.context(len(tokens), most))
+            return self._model.runner(tokens, answer, task)
 
         return begin
 

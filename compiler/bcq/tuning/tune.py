@@ -94,6 +94,12 @@ def tune(
     held_out = read_examples(Path(dev), options) if dev is not None else []
     check_codes(base)
     architecture = architecture_of(base.config)
+    if architecture.kind == "encoder-decoder":
+        raise UnsupportedError(
+            "E401",
+            f"{base.folder}: {architecture.class_name} cannot be tuned: only decoders and encoders can.",
+            "Tune the dense model, then quantize it; or export it with a LoRA.",
+        )
     model = load_packed(base, architecture)
     bcq.nn.train_only(model, options.train)
     for matrix in bcq.nn.packed_matrices(model).values():
