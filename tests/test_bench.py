@@ -14,6 +14,7 @@ from bcq import bench
 from bcq.bench import contender, contenders, measure, roster, tables
 from bcq.bench.bandwidth import ReadBandwidth
 from bcq.bench.contender import Contender, Float32, Weights
+from bcq.bench.overview import to_overview
 from bcq.bench.plan import Plan, problems
 from bcq.errors import ParityFailure, UsageError
 from bench_results import ours, peer, result
@@ -121,6 +122,24 @@ def test_the_summary_has_near_exact_products_from_memory_and_batches_of_the_larg
     rows = tables.to_summary(found).splitlines()[2:]
     assert [row.split("|")[7].strip() for row in rows] == ["10", "12"]
     assert "8-bit" not in tables.to_summary(found)
+
+
+def test_the_overview_averages_ratios_over_shapes_by_what_is_asked_of_each() -> None:
+    found = result(
+        ours(10.0),
+        peer("MatMulNBits 4-bit b=128", 20.0, 4),
+        peer("MatMulNBits 4-bit b=32", 30.0, 4),
+        ours(10.0, rows=128),
+        peer("MatMulNBits 4-bit b=128", 5.0, 4, rows=128),
+        ours(10.0, tokens=4, cold=False),
+        peer("MatMul fp32", 70.0, 32, "float32", tokens=4, cold=False),
+        ours(10.0, arithmetic="float32", tokens=4, cold=False),
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in to_overview(found).splitlines()]
+    assert rows[2:] == [
+        ["1", "2", "memory", "3", "near-exact", "2", "-", "-", "1.00x (0.50 to 2.00)", "-"],
+        ["4", "2", "cache", "3", "near-exact", "1", "-", "-", "-", "7.00x (7.00 to 7.00)"],
+    ]
 
 
 def test_the_table_has_every_figure_and_who_was_absent_and_why() -> None:

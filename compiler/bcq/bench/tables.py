@@ -13,7 +13,7 @@ _HEADER = (
     f"{'MB':>8}{'GB/s':>7}{'of read':>9}{'error':>10}"
 )
 _RATIOS = ("N x K", "M", "threads", "weights", "q", "class", "us", "of read")
-_CLASSES = {"near-exact": "near-exact", "int8": "int8", "float32": "exact"}
+CLASSES = {"near-exact": "near-exact", "int8": "int8", "float32": "exact"}
 LEGEND = """\
 Above 1x BcqMatMul is faster than the best peer of that width, which is named, below it is slower. Peers'
 activations are int8 unless fp32 is said. 'of read' = bytes of weights and scales / time / read bandwidth of
@@ -43,7 +43,7 @@ def to_page(result: BenchResult) -> str:
 
 def to_markdown(result: BenchResult) -> str:
     """Times of the best peer of each width over times of BcqMatMul: above 1 means faster than the peer."""
-    return _ratios(result, list(_PEERS), lambda m: m.ours)
+    return _ratios(result, list(PEERS), lambda m: m.ours)
 
 
 def to_summary(result: BenchResult) -> str:
@@ -59,7 +59,7 @@ def to_summary(result: BenchResult) -> str:
 
 def _ratios(result: BenchResult, names: list[str], is_shown: Callable[[Measurement], bool]) -> str:
     peers = [m for m in result.measurements if not m.ours]
-    columns = {name: _PEERS[name] for name in names if any(_PEERS[name](m) for m in peers)}
+    columns = {name: PEERS[name] for name in names if any(PEERS[name](m) for m in peers)}
     rows = [
         [*_ours(m), *(_ratio(m, fastest(filter(key, _others(group)))) for key in columns.values())]
         for group in result.by_problem()
@@ -69,7 +69,7 @@ def _ratios(result: BenchResult, names: list[str], is_shown: Callable[[Measureme
     return report.table([*_RATIOS, *columns], rows, "lrrlrlrr" + "r" * len(columns))
 
 
-_PEERS: dict[str, Callable[[Measurement], bool]] = {
+PEERS: dict[str, Callable[[Measurement], bool]] = {
     "2-bit": lambda m: m.bits == 2,
     "3-bit": lambda m: m.bits == 3,
     "4-bit": lambda m: m.bits == 4,
@@ -84,7 +84,7 @@ def _others(group: Iterable[Measurement]) -> list[Measurement]:
 
 
 def _ours(m: Measurement) -> list[str]:
-    kind = _CLASSES[m.arithmetic]
+    kind = CLASSES[m.arithmetic]
     return [
         f"{m.rows} x {m.inputs}",
         str(m.tokens),

@@ -72,7 +72,7 @@ def _add_outputs(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="say what would run and how long; run nothing")
     group.add_argument("--markdown", action="store_true", help="print the Markdown table only")
     group.add_argument("--svg", type=Path, metavar="FILE", help="a picture of the first shape")
-    folder = "folder for bench.json, bench.md, bench.txt, summary.md, pictures"
+    folder = "folder for bench.json, bench.md, bench.txt, summary.md, overview.md of several shapes, pictures"
     group.add_argument("--output", "-o", type=Path, metavar="DIR", help=folder)
     table = "times of BcqMatMul by shape and bits, as JSON; see docs/cost-table.md"
     group.add_argument("--cost-table", type=Path, metavar="FILE", help=table)
@@ -200,11 +200,11 @@ def _problems(arguments: argparse.Namespace, shapes: list[tuple[int, int]]) -> t
 
 def _write(arguments: argparse.Namespace, result: BenchResult) -> None:
     """The files that were asked for."""
-    from bcq.bench import costs, figure, goals, tables
+    from bcq.bench import costs, figure, goals, overview, tables
 
-    first = figure.shapes(result)[0]
+    shapes = figure.shapes(result)
     if arguments.svg:
-        arguments.svg.write_text(figure.figure(result, first), encoding="utf-8")
+        arguments.svg.write_text(figure.figure(result, shapes[0]), encoding="utf-8")
     if arguments.cost_table:
         costs.cost_table(result).write(arguments.cost_table)
     if arguments.output:
@@ -217,7 +217,9 @@ def _write(arguments: argparse.Namespace, result: BenchResult) -> None:
         if arguments.goals:
             page = goals.to_page(goals.judge(result), result)
             (folder / "goals.md").write_text(page + "\n", encoding="utf-8")
-        for rows, inputs in figure.shapes(result):
+        if len(shapes) > 1:
+            (folder / "overview.md").write_text(overview.to_overview(result) + "\n", encoding="utf-8")
+        for rows, inputs in shapes:
             picture = figure.figure(result, (rows, inputs))
             (folder / f"{rows}x{inputs}.svg").write_text(picture, encoding="utf-8")
 

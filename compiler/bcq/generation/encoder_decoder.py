@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcq.errors import UnsupportedError, UsageError
+from bcq.errors import UnsupportedError
 from bcq.generation.answer import Answer
 from bcq.generation.described import ENCODER_DECODER_FILE, begin_token
-from bcq.generation.model import Model
+from bcq.generation.model import Model, check_count
 from bcq.generation.pieces import Pieces
 from bcq.generation.runner import Runner
-from bcq.generation.sampling import is_integer
 from bcq.tasks import Feeds, Task
 
 MASK = "encoder_attention_mask"
@@ -79,12 +78,7 @@ class EncoderDecoder(Model):
 
     def check_prompt(self, prompt: Sequence[int], max_new_tokens: int | None) -> int:
         """See `bcq.generation.model.Model.check_prompt`; positions are relative, so any length will do."""
-        most = self.context_length if max_new_tokens is None else max_new_tokens
-        if not is_integer(most) or most < 0:
-            raise UsageError(
-                "E202", f"max_new_tokens: got {max_new_tokens!r}, expected an integer, at least 0."
-            )
-        return most
+        return self.context_length if max_new_tokens is None else check_count(max_new_tokens)
 
     def logits(
         self,

@@ -264,11 +264,7 @@ class Model:
         room = self.context_length - len(prompt)
         if max_new_tokens is None and room > 0:
             return room
-        most = 1 if max_new_tokens is None else max_new_tokens
-        if not is_integer(most) or most < 0:
-            raise UsageError(
-                "E202", f"max_new_tokens: got {max_new_tokens!r}, expected an integer, at least 0."
-            )
+        most = 1 if max_new_tokens is None else check_count(max_new_tokens)
         if most > room:
             raise UsageError(
                 "E202",
@@ -297,6 +293,17 @@ class Model:
         if self._tokenizer is None:
             self._tokenizer = open_tokenizer(self.folder)
         return self._tokenizer
+
+
+def check_count(max_new_tokens: int) -> int:
+    """How many new tokens were asked for.
+
+    Raises:
+        UsageError: E202 unless it is an integer that is at least 0.
+    """
+    if not is_integer(max_new_tokens) or max_new_tokens < 0:
+        raise UsageError("E202", f"max_new_tokens: got {max_new_tokens!r}, expected an integer, at least 0.")
+    return max_new_tokens
 
 
 def load(
