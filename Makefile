@@ -41,7 +41,7 @@ format: ## let ruff rewrite what it can
 bench: build ## the kernel table of the README, measured here: 5 minutes, results in build/bench
 	$(PY) -m bcq.cli bench --output build/bench
 
-bench-full: build ## every shape, batch, class and peer: an hour, results in build/bench-full
+bench-full: build ## every shape, batch, class and peer: 72 minutes, results in build/bench-full
 	$(PY) -m bcq.cli bench --full --output build/bench-full
 
 hostile: build ## broken models, libraries and environments: what becomes of each, here and in MatMulNBits
