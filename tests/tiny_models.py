@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,17 @@ def save(kind: str, folder: Path, **changes: Any) -> Path:
     return save_model(getattr(transformers, _CLASSES[kind]), config, folder)
 
 
-def save_model(model_class: Any, config: Any, folder: Path) -> Path:
-    """Saves a model with seeded random weights, biases and norms included."""
+def save_model(
+    model_class: Any, config: Any, folder: Path, adjust: Callable[[Any], None] = lambda model: None
+) -> Path:
+    """Saves a model with seeded random weights, biases and norms included; `adjust` may change them."""
     torch.manual_seed(0)
     model = model_class(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        adjust(model)
     model.save_pretrained(folder)
     return folder
 
