@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
 import bcq
 from bcq.adapter import Adapter
 from bcq.cli import main
@@ -29,8 +33,9 @@ from bcq.generation.conversation import Conversation
 from bcq.generation.encoder_decoder import EncoderDecoder
 from bcq.generation.template import PlainForm
 from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
+from bcq.reference import original_model
 from tiny_adapters import task
-from tiny_families import save
+from tiny_families import give_own_head, save
 from tiny_tokenizer import WORDS
 
 SOURCE = [5, 17, 33, 60, 2, 9, 71, 1]
@@ -40,7 +45,7 @@ NORM = "encoder.final_layer_norm.weight"
 
 @dataclass(frozen=True)
 class Made:
-    """An mT5 whose tokenizer ends texts with the end token, its base, and an export of 4 and 2 bits."""
+    """An mT5 with a head of its own and a tokenizer, its base, and an export of 4 and 2 bits."""
 
     dense: Path
     base: bcq.QuantizedBase
@@ -50,8 +55,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("t5")
-    save("mt5", root / "model")
-    _save_tokenizer(root / "model")
+    _save_tokenizer(give_own_head(save("mt5", root / "model")))
     base = bcq.quantize(root / "model", root / "base", bits=4, also_bits=(2,), group_size=32)
     export(base, root / "out")
     return Made(root / "model", base, root / "out")
@@ -85,6 +89,27 @@ def test_answers_are_pytorchs_over_64_steps_at_every_precision(made: Made, bits:
     assert result.reason is None
     assert [layer["layer"] for layer in result.layers] == [0, 1]
     assert max(layer[part] for layer in result.layers for part in ("keys", "values")) < result.tolerance
+
+
+def test_a_head_that_the_file_holds_apart_is_not_tied_though_the_configuration_says_so(made: Made) -> None:
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(made.dense, attn_implementation="eager")
+    ours = original_model(made.dense)
+    head, embedding = theirs.lm_head.weight, theirs.shared.weight
+    assert not torch.equal(head, embedding)
+    assert torch.equal(ours.lm_head.weight, head)
+    assert torch.equal(ours.encoder.embed_tokens.weight, embedding)
+    assert {"lm_head.weight", "shared.weight"} <= set(made.base.names())
+    assert {"lm_head.weight", "shared.weight"} <= ExportedWeights.open(made.folder).names()
+
+
+def test_a_tied_tensor_that_the_file_holds_twice_is_kept_once(tmp_path: Path) -> None:
+    folder = save("t5", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    base = bcq.quantize(folder, tmp_path / "base", bits=1, group_size=32, method="greedy")
+    assert base.find("shared.weight") is base.find("encoder.embed_tokens.weight")
+    assert "encoder.embed_tokens.weight" not in {*base.names(), *base.dense_names()}
 
 
 def test_answers_depend_on_the_source_and_vary(model: EncoderDecoder) -> None:
@@ -158,7 +183,7 @@ def test_a_stream_is_the_answer_piece_by_piece(model: EncoderDecoder) -> None:
 
 
 def test_an_adapter_of_both_graphs_is_put_into_both(made: Made, tmp_path: Path) -> None:
-    save("mt5", tmp_path / "model")
+    give_own_head(save("mt5", tmp_path / "model"))
     base = bcq.quantize(tmp_path / "model", tmp_path / "base", bits=2, group_size=32, method="greedy")
     dense = {NORM: base.checkpoint.read(NORM) * np.float32(0.25)}
     adapter: Adapter = replace(task(base, "quieter", 1), dense=dense)

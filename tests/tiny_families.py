@@ -99,6 +99,16 @@ def save(family: str, folder: Path, **changes: Any) -> Path:
     return save_model(getattr(transformers, model_class), config, folder, adjust)
 
 
+def give_own_head(folder: Path) -> Path:
+    """Adds a head of its own to a saved model that ties it, as files of T5 1.1 have; returns the folder."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["shared.weight"].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def _soften(model: Any) -> None:
     """Makes scores of about 1: T5 does not scale them, and steep ones magnify errors beyond any tolerance."""
     for name, parameter in model.named_parameters():

@@ -49,8 +49,8 @@ REST = 0.15  # seconds until another contender's threads no longer spin
 PAGE = """\
 # An encoder-decoder against float32
 
-Made with `python tools/encoder_decoder.py --write docs/benchmarks/encoder-decoder.md`: the shape of T5 1.1 base (248 M
-weights, seeded random), a source of {source} tokens, an answer of {tokens}; {threads} threads, in turns, medians of {rounds}
+Made with `python tools/encoder_decoder.py --write docs/benchmarks/encoder-decoder.md`: the shape of T5 1.1 base (223 M
+weights with a tied head, seeded random), a source of {source} tokens, an answer of {tokens}; {threads} threads, in turns, medians of {rounds}
 rounds. The tokens of 3 bits are those of PyTorch and onnxruntime with the same weights in float32. First token: the
 encoder and the first step of the decoder.
 

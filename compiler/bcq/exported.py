@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bcq import contract, fused, packing
 from bcq.bcq import Float32, ceil_div
@@ -100,6 +102,10 @@ class ExportedWeights:
     def names(self) -> set[str]:
         """Names of all matrices and dense tensors."""
         return {*self.packed, *self.dense}
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A matrix or tensor by its name, a packed one dequantized ``[N, K]``."""
+        return self.dequantized(name) if name in self.packed else self.dense[name].numpy()
 
     def dequantized(self, name: str) -> Float32:
         """A packed matrix as float32 ``[N, K]``."""

@@ -50,7 +50,7 @@ def find_matrices(checkpoint: Checkpoint) -> list[MatrixInfo]:
     """
     from bcq.frontends.weightless import any_weightless_model
 
-    model = any_weightless_model(checkpoint.folder)
+    model = any_weightless_model(checkpoint)
     names = stored_names(model, checkpoint.tensors, checkpoint.folder)
     _check_shapes(checkpoint, model, names)
     found: list[MatrixInfo] = []

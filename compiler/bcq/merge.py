@@ -114,7 +114,7 @@ def _stored_names(checkpoint: Checkpoint) -> dict[str, str]:
     from bcq.frontends.names import stored_names
     from bcq.frontends.weightless import any_weightless_model
 
-    return stored_names(any_weightless_model(checkpoint.folder), checkpoint.tensors, checkpoint.folder)
+    return stored_names(any_weightless_model(checkpoint), checkpoint.tensors, checkpoint.folder)
 
 
 def _merged(checkpoint: Checkpoint, lora: Lora, name: str, change: tuple[str, MatrixInfo | None]) -> Float32:

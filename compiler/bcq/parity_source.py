@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import Checkpoint
 from bcq.exported import ExportedWeights
 from bcq.frontends.names import stored_names, tied_names
-from bcq.frontends.weightless import weightless_model
+from bcq.frontends.weightless import untie, weightless_model
 
 # Squared error of a matrix over its squared size. A matrix of zeros has 1. One that has nothing to do with
 # the original has 1 plus its own squared size over the original's, about 2. One binary plane, the worst that
@@ -39,16 +39,13 @@ def difference(folder: Path, weights: ExportedWeights, against: Path) -> str | N
         InputError: E101 to E107 when `against` is no readable model folder.
     """
     checkpoint = Checkpoint.open(against)
-    ours, theirs = _model(folder), _model(against)
+    ours, theirs = (weightless_model(place)[0] for place in (folder, against))
+    untie(ours, weights.names(), weights.read)
+    untie(theirs, checkpoint.tensors, checkpoint.read)
     reason = _other_config(ours, theirs) or _other_shapes(ours, theirs)
     if reason is None:
         reason = _other_values(folder, ours, weights, checkpoint)
     return None if reason is None else f"not made from {against}: {reason}"
-
-
-def _model(folder: Path) -> Any:
-    model, _ = weightless_model(folder)
-    return model
 
 
 def _other_config(ours: Any, theirs: Any) -> str | None:

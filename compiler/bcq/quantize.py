@@ -313,9 +313,11 @@ def _write_weights(
     checkpoint: Checkpoint, packed: dict[str, BaseMatrix], solver: MatrixSolver, path: Path
 ) -> None:
     """Streams all tensors into ``path``."""
-    specs, finished = dict(_specs(checkpoint, packed)), dict(packed)
+    copies = {reader for matrix in packed.values() for reader in matrix.tied}  # what a file has twice
+    names = [name for name in checkpoint.names() if name in packed or name not in copies]
+    specs, finished = dict(_specs(checkpoint, names, packed)), dict(packed)
     with SafetensorsWriter(path, specs, metadata(list(packed.values()))) as writer:
-        for name in checkpoint.names():
+        for name in names:
             if name not in packed:
                 _check_finite(checkpoint, name)
                 writer.write(name, checkpoint.raw(name))
@@ -335,8 +337,10 @@ def _write_tensors(writer: SafetensorsWriter, prefix: str, tensors: Mapping[str,
         writer.write(f"{prefix}.{part}", little.tobytes())
 
 
-def _specs(checkpoint: Checkpoint, packed: dict[str, BaseMatrix]) -> Iterator[tuple[str, TensorSpec]]:
-    for name in checkpoint.names():
+def _specs(
+    checkpoint: Checkpoint, names: Sequence[str], packed: dict[str, BaseMatrix]
+) -> Iterator[tuple[str, TensorSpec]]:
+    for name in names:
         if name in packed:
             yield from packed[name].specs().items()
         else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bcq.checkpoint import Checkpoint
 from bcq.exported import ExportedWeights
 from bcq.frontends.names import stored_names, tied_names
-from bcq.frontends.weightless import weightless_model
+from bcq.frontends.weightless import untie, weightless_model
 
 Reader = Callable[[str, bool], NDArray[Any]]  # name, whether the model holds it as [K, N] -> values
 
@@ -144,6 +144,7 @@ def _filled(folder: Path, stored: Collection[str], read: Reader) -> Any:
 
     model: Any
     model, _ = weightless_model(folder)
+    untie(model, stored, lambda name: read(name, False))
     names = stored_names(model, stored, folder)
     for aliases in tied_names(model):
         shape = tuple(model.get_parameter(aliases[0]).shape)

@@ -105,7 +105,7 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
     from bcq.frontends.names import stored_names
     from bcq.frontends.weightless import any_weightless_model
 
-    module = any_weightless_model(checkpoint.folder)
+    module = any_weightless_model(checkpoint)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     names = stored_names(module, checkpoint.tensors, checkpoint.folder)
     return {stored: parameters[name].numel() for name, stored in names.items()}

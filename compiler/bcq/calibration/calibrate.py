@@ -65,7 +65,7 @@ def calibrate(
         UnsupportedError: E401 for a model whose blocks cannot be run one by one.
         ResourceError: E602 when memory runs out, E603 or E604 for a cluster that is not there.
     """
-    model = any_weightless_model(checkpoint.folder)
+    model = any_weightless_model(checkpoint)
     config = model.config.get_text_config()
     decoder = type(model).__name__.endswith(_DECODERS)
     widest = max((matrix.inputs for matrix in packed.values() if matrix.kind != "embedding"), default=0)

@@ -19,7 +19,7 @@ from bcq.frontends.architectures import Architecture
 from bcq.frontends.last_logits import open_logits
 from bcq.frontends.names import stored_names
 from bcq.frontends.simplify import simplify
-from bcq.frontends.weightless import quiet, weightless_model
+from bcq.frontends.weightless import quiet, untie, weightless_model
 from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
 
 _WRAPPER = "model."  # CachedDecoder and Encoder hold the model under this name
@@ -100,7 +100,9 @@ def _graph_key(base: QuantizedBase, attention: str | None, half: bool) -> str:
 def _unbound(base: QuantizedBase, attention: str | None, half: bool) -> tuple[Architecture, list[_Unbound]]:
     """Runs the exporter, which takes most of the time of an export."""
     module, architecture = weightless_model(base.folder, half)
-    renamed = stored_names(module, {*base.names(), *base.dense_names()}, base.folder)
+    names = {*base.names(), *base.dense_names()}
+    untie(module, names, lambda name: read_dense(base, name))
+    renamed = stored_names(module, names, base.folder)
     with quiet():
         models = _exported(module, architecture, attention)
         for model in models:

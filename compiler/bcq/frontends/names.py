@@ -26,10 +26,10 @@ def stored_names(module: Any, stored: Collection[str], folder: Path) -> dict[str
     Raises:
         InputError: E107 when a parameter has no tensor.
     """
-    prefix = str(getattr(module, "base_model_prefix", ""))
     found: dict[str, str] = {}
     for aliases in tied_names(module):
-        match = next((name for alias in aliases for name in _forms(alias, prefix) if name in stored), None)
+        names = (stored_name(module, alias, stored) for alias in aliases)
+        match = next((name for name in names if name is not None), None)
         if match is None:
             raise InputError(
                 "E107",
@@ -38,6 +38,12 @@ def stored_names(module: Any, stored: Collection[str], folder: Path) -> dict[str
             )
         found.update(dict.fromkeys(aliases, match))
     return found
+
+
+def stored_name(module: Any, name: str, stored: Collection[str]) -> str | None:
+    """The tensor that a file has for one name of a parameter; None when it has none of this name."""
+    prefix = str(getattr(module, "base_model_prefix", ""))
+    return next((form for form in _forms(name, prefix) if form in stored), None)
 
 
 def tied_names(module: Any) -> list[list[str]]:

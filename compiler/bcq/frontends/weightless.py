@@ -6,17 +6,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import nn
 
-from bcq import checkpoint
+from bcq import checkpoint as checkpoints
+from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, UnsupportedError, is_out_of_memory, out_of_memory
 from bcq.frontends.architectures import Architecture, architecture_of, class_name_of
+from bcq.frontends.names import stored_name, tied_names
 
 MOST_LAYERS = 1000  # the deepest models have 126
 MOST = 2**31 - 1  # of any size or token id
@@ -47,16 +51,40 @@ def weightless_model(folder: Path, half: bool = False) -> tuple[Any, Architectur
         return _build(architecture.class_name, config, torch.float16 if half else torch.float32), architecture
 
 
-def any_weightless_model(folder: Path) -> Any:
-    """The same for any architecture that transformers has, exported or not.
+def any_weightless_model(checkpoint: Checkpoint) -> Any:
+    """The same for any architecture that transformers has, exported or not, tied as its file is (`untie`).
 
     Raises:
         InputError: E102 when transformers cannot read the config, or it names no architecture.
         UnsupportedError: E401 when transformers does not have the architecture.
     """
     with quiet():
-        config = read_config(folder)
-        return _build(class_name_of({"architectures": config.architectures}), config)
+        config = read_config(checkpoint.folder)
+        model = _build(class_name_of({"architectures": config.architectures}), config)
+    untie(model, checkpoint.tensors, checkpoint.read)
+    return model
+
+
+def untie(model: Any, stored: Collection[str], read: Callable[[str], NDArray[Any]]) -> None:
+    """Parts tied parameters for which a file has different values, as transformers does.
+
+    T5 1.1 is the case: by its configuration the head is tied to the embedding, its files hold both.
+
+    Args:
+        model: tied as its configuration says.
+        stored: tensor names of the file.
+        read: a tensor by its name; asked only where the file has several for one parameter.
+    """
+    for aliases in tied_names(model):
+        names = {alias: stored_name(model, alias, stored) for alias in aliases}
+        first = next((name for name in names.values() if name is not None), None)
+        for alias, name in names.items():
+            if first is None or name in (first, None) or np.array_equal(read(first), read(name)):
+                continue
+            path, _, leaf = alias.rpartition(".")
+            old = model.get_parameter(alias)
+            zero = torch.zeros(1, dtype=old.dtype).expand(old.shape)
+            model.get_submodule(path)._parameters[leaf] = nn.Parameter(zero, requires_grad=False)
 
 
 def read_config(folder: Path) -> Any:
@@ -66,7 +94,7 @@ def read_config(folder: Path) -> Any:
         InputError: E101, E102 or E105 as `bcq.checkpoint.read_config`, E102 when transformers cannot read it.
         UnsupportedError: E401 when transformers does not have its model type.
     """
-    written = checkpoint.read_config(folder)
+    written = checkpoints.read_config(folder)
     _check_sizes(written, folder)
     kind = written.get("model_type")
     if not isinstance(kind, str):

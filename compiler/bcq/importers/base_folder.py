@@ -156,7 +156,7 @@ def _parameters(checkpoint: Checkpoint, names: set[str]) -> dict[str, bool]:
     from bcq.frontends.names import stored_names
     from bcq.frontends.weightless import any_weightless_model
 
-    model = any_weightless_model(checkpoint.folder)
+    model = any_weightless_model(checkpoint)
     stored = stored_names(model, names, checkpoint.folder)
     modules = dict(model.named_modules())
     return {place: isinstance(modules.get(name.rpartition(".")[0]), Conv1D) for name, place in stored.items()}
