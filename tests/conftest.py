@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import bcq
-from bcq.core import Core
+from bcq.kernels.core import Core
 from native_builds import emulated_library
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what is ignored here would be ignored by every child

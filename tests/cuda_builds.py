@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bcq.cuda import Cuda, CudaWeight
+from bcq.kernels.cuda import Cuda, CudaWeight
 from bcq.packing import PackedWeight
 from guarded import guarded
 from native_builds import NATIVE, RUNTIME, compiler

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bcq.core import Core
+from bcq.kernels.core import Core
 from native_builds import NATIVE, RUNTIME, compile_object, compiler, emulated_flags
 
 ROW = re.compile(r"^BCQ_\w+_KERNEL\(\w+, (\w+),.*\n", re.MULTILINE)

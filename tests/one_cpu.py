@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bcq import contract
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, pack
 from kernel_classes import level
 from nodes import activations, one_node, random_weight, run_node

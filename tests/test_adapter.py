@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("torch", reason="a base is made with the packages for compiling")
 
-from bcq.adapter import Adapter, Alphas
-from bcq.adapter_file import CONFIG_FILE, WEIGHTS_FILE
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter, Alphas
+from bcq.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from bcq.cli import main
 from bcq.errors import BcqError
+from bcq.files.base import QuantizedBase
 from bcq.packing import pack, unpack
 from tiny_adapters import task, tiny_base
 

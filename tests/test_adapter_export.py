@@ -18,15 +18,15 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
 import bcq
-from bcq.adapter import Adapter, Alphas
-from bcq.adapter_ort import FILE, run_options
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter, Alphas
+from bcq.adapters.ort import FILE, run_options
+from bcq.adapters.slots import SLOTS_FILE, Slots
+from bcq.adapters.tasks import BASE_KEY, Tasks, feeds
 from bcq.cli import main
 from bcq.errors import BcqError
 from bcq.export import export
-from bcq.integrity import check_integrity
-from bcq.slots import SLOTS_FILE, Slots
-from bcq.tasks import BASE_KEY, Tasks, feeds
+from bcq.files.base import QuantizedBase
+from bcq.files.integrity import check_integrity
 from tiny_adapters import task, tiny_base
 
 PROMPT = [3, 4, 5, 6]

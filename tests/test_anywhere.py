@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="exporting needs the packages for compiling"
 
 import bcq
 from bcq.export import export
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from tiny_models import save
 
 PROMPT = [3, 4, 5, 6]

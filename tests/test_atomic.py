@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bcq import atomic
-from bcq.atomic import AtomicFolder, check_apart
 from bcq.errors import ResourceError, UsageError
-from bcq.manifest import NAME, write_manifest
+from bcq.files import atomic
+from bcq.files.atomic import AtomicFolder, check_apart
+from bcq.files.manifest import NAME, write_manifest
 
 
 def names(folder: Path) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_sibling_that_names_no_process_is_left_alone(tmp_path: Path, owner: st
 
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from bcq.atomic import AtomicFolder\n"
+        "import os, signal, sys; from bcq.files.atomic import AtomicFolder\n"
         "with AtomicFolder(sys.argv[1]) as f: (f / 'x').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

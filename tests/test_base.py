@@ -14,10 +14,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from bcq.base import METADATA_KEY, QuantizedBase
-from bcq.checkpoint import SINGLE
 from bcq.errors import BcqError
-from bcq.plan import QuantizeOptions
+from bcq.files.base import METADATA_KEY, QuantizedBase
+from bcq.files.checkpoint import SINGLE
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import quantize
 
 NAME = "transformer.h.0.mlp.c_fc.weight"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bcq.bench.bandwidth import ReadBandwidth, reader
-from bcq.core import Core
 from bcq.errors import ResourceError
+from bcq.kernels.core import Core
 
 
 @pytest.mark.parametrize("size", [0, 63, 64, 6 * 64, 12 * 64, 13 * 64 + 40, 100_000])

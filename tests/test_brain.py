@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bcq import contract, functions
-from bcq.core import Core
+from bcq import contract
+from bcq.exporting import functions
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from graphs import model_of, normal, op_types, pack_with, run_without_library
 from guarded import guarded

@@ -17,7 +17,7 @@ from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, Model, Subject
 from bcq.budget.target import Target
 from bcq.budget.units import units
 from bcq.errors import InputError, UsageError
-from bcq.plan import QuantizeOptions, choice_for
+from bcq.matrices.plan import QuantizeOptions, choice_for
 from graphs import normal
 from test_bench_cost_table import cost
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 import bcq
-from bcq.base import QuantizedBase
 from bcq.budget import measure, probe
 from bcq.budget.asked import options_of
 from bcq.budget.sensitivity import Table
 from bcq.cli import main
 from bcq.commands.options import recorded
 from bcq.errors import UsageError
-from bcq.plan import QuantizeOptions
+from bcq.exporting.write import write_model
+from bcq.files.base import QuantizedBase
+from bcq.matrices.plan import QuantizeOptions
 from bcq.report import read_report, summarize
-from bcq.write import write_model
 from graphs import model_of, normal
 from test_budget_choose import times
 

@@ -24,7 +24,7 @@ from bcq.budget.sensitivity import Table
 from bcq.budget.subjects import EMBEDDING, HEAD, LINEAR, read_model
 from bcq.cli import main
 from bcq.errors import UsageError
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.report import read_report, summarize
 from tiny_tokenizer import save_tokenizer, text
 

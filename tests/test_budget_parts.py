@@ -16,9 +16,9 @@ from bcq.budget.sensitivity import Sensitivity, Table, monotone
 from bcq.budget.target import parse_target
 from bcq.budget.weight_errors import weight_errors
 from bcq.errors import InputError, UsageError
-from bcq.plan import QuantizeOptions, choice_for
+from bcq.exporting.write import ALIGNMENT, MIN_EXTERNAL_BYTES
+from bcq.matrices.plan import QuantizeOptions, choice_for
 from bcq.solver import relative_error, solve
-from bcq.write import ALIGNMENT, MIN_EXTERNAL_BYTES
 from graphs import normal
 
 

@@ -22,10 +22,10 @@ import transformers
 
 import tiny_models
 from bcq import packing
-from bcq.base import QuantizedBase
 from bcq.calibration import CalibrationOptions
 from bcq.cli import main
-from bcq.plan import QuantizeOptions
+from bcq.files.base import QuantizedBase
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import REPORT, quantize
 from tiny_tokenizer import save_tokenizer, text
 

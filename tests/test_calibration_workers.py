@@ -50,7 +50,7 @@ def test_processes_give_what_the_solver_gives_in_this_one() -> None:
 def test_weights_and_moments_may_lie_in_files(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
-    from bcq.safetensors_read import read_header
+    from bcq.files.safetensors_read import read_header
 
     dense = task()
     assert isinstance(dense.weights, np.ndarray)
@@ -118,7 +118,7 @@ def test_a_cluster_gives_the_same_results(scheduler: str) -> None:
 def test_a_base_made_on_a_cluster_is_the_same(scheduler: str, tmp_path: Path) -> None:
     import tiny_models
     from bcq.calibration import CalibrationOptions
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.quantize import quantize
     from tiny_tokenizer import save_tokenizer, text
 

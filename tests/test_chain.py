@@ -23,10 +23,10 @@ import bcq
 import tiny_models
 from bcq import parity
 from bcq.export import ExportResult
-from bcq.exported import ExportedWeights
-from bcq.parity_graph import first_rows, nearest
-from bcq.plan import QuantizeOptions
-from bcq.reference import dequantized_model
+from bcq.files.exported import ExportedWeights
+from bcq.matrices.plan import QuantizeOptions
+from bcq.parity.graph import first_rows, nearest
+from bcq.parity.reference import dequantized_model
 
 STEPS = 16
 PROMPT = [5, 17, 33, 60, 2, 9, 71]

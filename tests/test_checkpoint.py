@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bcq.checkpoint import INDEX, SINGLE, Checkpoint
 from bcq.errors import BcqError
-from bcq.safetensors_write import SafetensorsWriter, TensorSpec
+from bcq.files.checkpoint import INDEX, SINGLE, Checkpoint
+from bcq.files.safetensors_write import SafetensorsWriter, TensorSpec
 
 DATA = np.arange(6, dtype="<f4").reshape(2, 3) / 4
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq import cli, listing
+from bcq import cli
 from bcq.commands import VERBS, bench
 from bcq.commands.run import parse_tokens
 from bcq.errors import UsageError
+from bcq.matrices import listing
 
 DEMO = Path(str(files("bcq") / "demo_model"))
 NAMES = [verb.__name__.rpartition(".")[2].rstrip("_") for verb in VERBS]
@@ -376,7 +377,7 @@ def test_a_bar_is_closed_before_an_error_is_printed(monkeypatch: pytest.MonkeyPa
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     code = (
-        "import sys; from bcq import cli, listing\n"
+        "import sys; from bcq import cli; from bcq.matrices import listing\n"
         "def planned(*arguments): raise BrokenPipeError\n"
         "listing.planned_matrices = planned\n"
         "sys.exit(cli.main(['inspect', 'model']))"

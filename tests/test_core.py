@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcq import contract, core
-from bcq.core import Core, GatherProblem, KernelRow, MatMulProblem
+from bcq import contract
 from bcq.errors import ResourceError
+from bcq.kernels import core
+from bcq.kernels.core import Core, GatherProblem, KernelRow, MatMulProblem
 from bcq.packing import pack
 from native_builds import compiler
 from nodes import activations, random_weight

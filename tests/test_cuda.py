@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq import cuda as bcq_cuda
 from bcq.bcq import BcqWeight
-from bcq.core import Core
-from bcq.cuda import Cuda, CudaWeight
+from bcq.kernels import cuda as bcq_cuda
+from bcq.kernels.core import Core
+from bcq.kernels.cuda import Cuda, CudaWeight
 from bcq.packing import among, pack, unpack
 from cuda_builds import cuda_weight, emulated, from_brain, multiply, on_guarded_pages, to_brain
 from guarded import guarded

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from bcq import cli, contract, doctor
-from bcq.core import Core
 from bcq.errors import InputError
+from bcq.kernels.core import Core
 from nodes import one_node, random_weight
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq.core import Core
+from bcq.kernels.core import Core
 from nodes import activations, product, random_weight
 from one_cpu import everything, runnable
 

@@ -23,17 +23,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import bcq
-from bcq.adapter import Adapter
+from bcq.adapters.adapter import Adapter
 from bcq.cli import main
 from bcq.errors import BcqError
 from bcq.evaluate import perplexity
 from bcq.export import export
-from bcq.exported import ExportedWeights
+from bcq.files.exported import ExportedWeights
 from bcq.generation.conversation import Conversation
 from bcq.generation.encoder_decoder import EncoderDecoder
 from bcq.generation.template import PlainForm
+from bcq.parity.reference import original_model
 from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
-from bcq.reference import original_model
 from tiny_adapters import task
 from tiny_families import give_own_head, save
 from tiny_tokenizer import WORDS

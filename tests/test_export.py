@@ -16,14 +16,14 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
 import bcq
-from bcq.atomic import AtomicFolder
 from bcq.errors import BcqError, InputError, ResourceError, UnsupportedError, UsageError
 from bcq.export import export
-from bcq.exported import ExportedWeights
-from bcq.manifest import check_manifest
+from bcq.exporting.write import write_model
+from bcq.files.atomic import AtomicFolder
+from bcq.files.exported import ExportedWeights
+from bcq.files.manifest import check_manifest
+from bcq.matrices.plan import QuantizeOptions
 from bcq.parity import verify
-from bcq.plan import QuantizeOptions
-from bcq.write import write_model
 from graphs import model_of, normal
 from tiny_models import save
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from bcq.errors import InputError
-from bcq.exported import ExportedWeights
+from bcq.files.exported import ExportedWeights
 from fuzz import seeds
 
 Change = Callable[[onnx.ModelProto], object]

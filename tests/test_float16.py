@@ -15,8 +15,8 @@ pytest.importorskip("torch", reason="exporting needs the packages for compiling"
 import bcq
 from bcq.errors import UnsupportedError, UsageError
 from bcq.export import export
+from bcq.matrices.plan import QuantizeOptions
 from bcq.parity import verify
-from bcq.plan import QuantizeOptions
 from tiny_models import save
 
 OPTIONS = QuantizeOptions(bits=3, group_size=32, method="greedy")

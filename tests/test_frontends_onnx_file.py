@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 from bcq.errors import InputError, UnsupportedError
+from bcq.exporting.write import write_model
 from bcq.frontends import onnx_file
-from bcq.write import write_model
 from graphs import model_of, normal
 from hostile.external_data import edit
 

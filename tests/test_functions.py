@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bcq import contract, functions
+from bcq import contract
 from bcq.bcq import BcqWeight
+from bcq.exporting import functions
 from bcq.packing import pack
 from graphs import FLOAT16_RELATIVE, FLOAT32_TOLERANCE, random_weight, run_without_library
 

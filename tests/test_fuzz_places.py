@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, out_of_memory
+from bcq.files.checkpoint import Checkpoint
 from fuzz import seeds
 from fuzz.mutate import changed
 from fuzz.places import PLACES, Finding, Place, check_line

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bcq.genai import context_length, genai_config, special_tokens, write_genai
+from bcq.files.genai import context_length, genai_config, special_tokens, write_genai
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 100,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bcq.cuda import Cuda
+from bcq.kernels.cuda import Cuda
 from cuda_builds import emulated
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bcq import contract
-from bcq.core import Core, GatherProblem, MatMulProblem
+from bcq.kernels.core import Core, GatherProblem, MatMulProblem
 from bcq.packing import PackedWeight, pack
 from guarded import guarded
 from hostile.runner import isolated

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="quantizing needs the packages for compiling
 
 from bcq.errors import BcqError
 from bcq.export import export
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import quantize
 from hostile.checkpoints import CANARY, CHECKPOINTS
 from tiny_models import save

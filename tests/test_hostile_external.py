@@ -16,14 +16,15 @@ import onnxruntime
 import pytest
 
 import bcq
-from bcq import external, runtime
-from bcq.checkpoint import INDEX, SINGLE, Checkpoint
+from bcq import runtime
+from bcq.checks import external
 from bcq.errors import InputError, UsageError
 from bcq.export import export
+from bcq.files.checkpoint import INDEX, SINGLE, Checkpoint
+from bcq.files.safetensors_write import SafetensorsWriter, TensorSpec
 from bcq.frontends import onnx_file
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import check_side_files
-from bcq.safetensors_write import SafetensorsWriter, TensorSpec
 from graphs import normal
 from hostile.external_data import ATTACKS, edit, good_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bcq.library_check import check_contract, check_whole
+from bcq.checks.library import check_contract, check_whole
 from bcq.runtime import library_path
 from hostile.faults import Fault, faults, needs_limits, run
 from native_builds import NATIVE, run_program

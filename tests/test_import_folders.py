@@ -18,13 +18,13 @@ pytest.importorskip("torch", reason="importing a folder needs the packages for c
 
 import foreign
 from bcq import packing
-from bcq.base import QuantizedBase
 from bcq.bcq import BcqWeight
 from bcq.errors import BcqError
 from bcq.export import export
+from bcq.files.base import QuantizedBase
+from bcq.files.integrity import check_integrity
+from bcq.files.manifest import check_manifest
 from bcq.importers.run import ImportResult, import_model
-from bcq.integrity import check_integrity
-from bcq.manifest import check_manifest
 from bcq.parity import verify
 from foreign import Grid, Tensors
 from tiny_models import save

@@ -18,12 +18,12 @@ import nbits_graphs as graphs
 from bcq import contract, packing
 from bcq.bcq import BcqWeight
 from bcq.errors import BcqError, InputError
-from bcq.exported import ExportedWeights
+from bcq.files.exported import ExportedWeights
+from bcq.files.integrity import check_integrity
+from bcq.files.manifest import check_manifest
 from bcq.fused import NOTE
 from bcq.importers.fields import unpack_fields
 from bcq.importers.run import NBITS, import_model
-from bcq.integrity import check_integrity
-from bcq.manifest import check_manifest
 from bcq.parity import verify
 from bcq.runtime import session
 from foreign import Grid
@@ -229,7 +229,7 @@ def test_a_graph_goes_back_to_the_tensors_that_it_came_from(
 def packed_graph(tmp_path: Path, method: str, **options: Any) -> Path:
     """A dense graph with a look-up and two products, packed by the solver."""
     from bcq.export import export
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
 
     random = np.random.default_rng(0)
     names = {"table": (48, 64), "up": (64, 96), "down": (96, 64)}

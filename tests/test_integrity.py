@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
 import bcq
-from bcq import manifest
 from bcq.cli import main
 from bcq.errors import InputError
-from bcq.integrity import check_integrity, require_files
+from bcq.files import manifest
+from bcq.files.integrity import check_integrity, require_files
 from hostile import flips
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from nodes import activations, random_weight
 from other_cpu import OtherCpu, Problem, other_cpu

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bcq import contract
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from lookup_model import look_up
 from nodes import activations, product, random_weight

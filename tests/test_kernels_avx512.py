@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from kernel_classes import tolerance
 from lookup_model import look_up

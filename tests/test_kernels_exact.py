@@ -11,7 +11,7 @@ import pytest
 
 from bcq import contract
 from bcq.bcq import BcqWeight, ceil_div
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from kernel_copies import build
 from nodes import Array, activations, magnitudes, product, random_weight

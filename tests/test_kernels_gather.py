@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcq import contract
-from bcq.core import Core, GatherProblem
+from bcq.kernels.core import Core, GatherProblem
 from bcq.packing import PackedWeight, pack
 from nodes import Array, random_weight
 from not_finite import INPUTS, KINDS, poisoned_weight

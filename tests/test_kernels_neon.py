@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, pack
 from kernel_classes import level
 from lookup_model import look_up

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import bcq
-from bcq import cli, doctor, kinds, listing
-from bcq.checkpoint import Checkpoint
+from bcq import cli, doctor
 from bcq.errors import BcqError
-from bcq.integrity import check_integrity
+from bcq.files import kinds
+from bcq.files.checkpoint import Checkpoint
+from bcq.files.integrity import check_integrity
+from bcq.matrices import listing
 
 OURS = {"quantization_config": {"quant_method": "bcq"}}
 FOLDERS = {

@@ -13,11 +13,11 @@ from bcq import packing, report
 from bcq.calibration.settings import CalibrationOptions
 from bcq.errors import InputError, UsageError
 from bcq.export import export
-from bcq.listing import planned_export, planned_matrices, tile16_bytes
-from bcq.plan import QuantizeOptions
+from bcq.exporting.write import write_model
+from bcq.matrices.listing import planned_export, planned_matrices, tile16_bytes
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import quantize
 from bcq.solver import solve
-from bcq.write import write_model
 from graphs import model_of, normal
 from tiny_models import save
 

@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 pytest.importorskip("torch", reason="a base is made with the packages for compiling")
 
 import bcq
-from bcq.adapt import adapt, check_retained, project, total_retained
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
-from bcq.checkpoint import Checkpoint
+from bcq.adapters.adapter import Adapter
 from bcq.cli import main
 from bcq.errors import BcqError
-from bcq.lora import Lora, find_name
-from bcq.merge import retained_by, write_merged
+from bcq.files.base import QuantizedBase
+from bcq.files.checkpoint import Checkpoint
+from bcq.lora.adapt import adapt, check_retained, project, total_retained
+from bcq.lora.checkpoint import Lora, find_name
+from bcq.lora.merge import retained_by, write_merged
 from bcq.packing import unpack
 from tiny_adapters import tiny_base
 from tiny_models import save

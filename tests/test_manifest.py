@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bcq import manifest
 from bcq.errors import InputError
+from bcq.files import manifest
 
 
 @pytest.fixture

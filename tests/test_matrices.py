@@ -12,9 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bcq.checkpoint import SINGLE, Checkpoint
 from bcq.errors import BcqError
-from bcq.matrices import MatrixInfo, find_matrices
+from bcq.files.checkpoint import SINGLE, Checkpoint
+from bcq.matrices.find import MatrixInfo, find_matrices
 
 TINY: dict[str, Any] = {
     "vocab_size": 40,

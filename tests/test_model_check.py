@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bcq.checks.model import check_model
+from bcq.checks.onnx_wire import Message, WireError
 from bcq.errors import InputError
-from bcq.model_check import check_model
-from bcq.onnx_wire import Message, WireError
 from hostile.subjects import matmul
 
 HEALTHY = matmul().model().SerializeToString()

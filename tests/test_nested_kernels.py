@@ -12,9 +12,10 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from bcq import contract, functions
+from bcq import contract
 from bcq.bcq import BcqWeight
-from bcq.core import Core
+from bcq.exporting import functions
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, pack, unpack
 from kernel_classes import level
 from nodes import Array, activations, among_planes, one_node, open_session, random_weight

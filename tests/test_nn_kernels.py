@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bcq.bcq import BcqWeight
-from bcq.cuda import Cuda
+from bcq.kernels.cuda import Cuda
 from bcq.nn import PackedMatrix, on_cuda
 from bcq.nn.decode import Factors
 from bcq.packing import pack

@@ -17,8 +17,8 @@ import transformers
 import bcq
 import bcq.nn
 import tiny_models
-from bcq.base import QuantizedBase
 from bcq.errors import BcqError
+from bcq.files.base import QuantizedBase
 from bcq.frontends.hf import read_dense
 from bcq.frontends.names import stored_names
 from bcq.nn.quantizer import BcqConfig, BcqQuantizer

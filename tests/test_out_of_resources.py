@@ -17,8 +17,8 @@ pytest.importorskip("torch", reason="exporting needs the packages for compiling"
 
 from bcq import cli
 from bcq.errors import InputError, is_out_of_memory
-from bcq.integrity import check_integrity
-from bcq.write import write_model
+from bcq.exporting.write import write_model
+from bcq.files.integrity import check_integrity
 from graphs import model_of, normal
 
 GRAPH = "main (float[m, 512] x) => (float[m, 512] y) { y = MatMul (x, w) }"

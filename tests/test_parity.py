@@ -14,15 +14,16 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is the reference")
 
 import bcq
-from bcq import parity, parity_graph
+from bcq import parity
 from bcq.errors import InputError, UsageError
 from bcq.export import export
-from bcq.exported import ExportedWeights
-from bcq.manifest import write_manifest
+from bcq.exporting.write import write_model
+from bcq.files.exported import ExportedWeights
+from bcq.files.manifest import write_manifest
+from bcq.matrices.plan import QuantizeOptions
 from bcq.parity import compare, random_tokens, relative_rms, row_cosines, verify
-from bcq.plan import QuantizeOptions
-from bcq.reference import Decoded
-from bcq.write import write_model
+from bcq.parity import graph as parity_graph
+from bcq.parity.reference import Decoded
 from graphs import model_of, normal
 
 LOOK_UP = """graph (int64[n, s] tokens) => (float[n, s, 80] y) {
@@ -253,7 +254,7 @@ def decoded(logits: list[list[float]]) -> Decoded:
 
 
 def test_other_tokens_fail_unless_the_reference_is_tied_within_tolerance() -> None:
-    from bcq.parity_decoder import with_tokens
+    from bcq.parity.decoder import with_tokens
 
     base = compare([normal(2, 2)], [normal(2, 2)], 1e-3)
     tied = with_tokens(base, decoded([[1.0, 1.00001]]), decoded([[1.00001, 1.0]]), prompt=1)
@@ -265,7 +266,7 @@ def test_other_tokens_fail_unless_the_reference_is_tied_within_tolerance() -> No
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     from types import SimpleNamespace
 
-    from bcq.parity_decoder import _prompt
+    from bcq.parity.decoder import _prompt
 
     model: Any = SimpleNamespace(context_length=8, vocabulary=10)
     with pytest.raises(UsageError, match="8 positions"):

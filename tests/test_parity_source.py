@@ -17,10 +17,10 @@ pytest.importorskip("torch", reason="PyTorch is the reference")
 
 from bcq import cli
 from bcq.export import export
-from bcq.exported import ExportedWeights
+from bcq.files.exported import ExportedWeights
+from bcq.matrices.plan import QuantizeOptions
 from bcq.parity import verify
-from bcq.parity_source import MOST_ERROR, _unequal, _unlike, difference
-from bcq.plan import QuantizeOptions
+from bcq.parity.source import MOST_ERROR, _unequal, _unlike, difference
 from bcq.solver import solve
 from graphs import normal
 from tiny_models import save

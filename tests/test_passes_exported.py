@@ -15,14 +15,14 @@ import pytest
 from bcq import passes
 from bcq.bcq import Float32
 from bcq.errors import BcqError
+from bcq.exporting.write import write_model
 from bcq.frontends import onnx_file
+from bcq.matrices.plan import QuantizeOptions
 from bcq.packing import PackedWeight, unpack
 from bcq.passes import Left, MatrixRef, SolveOnTheFly
 from bcq.passes.find_matrices import find_matrices
 from bcq.passes.work import Work
-from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT
-from bcq.write import write_model
 from graphs import Feeds, bcq_nodes, run_without_library
 
 torch = pytest.importorskip("torch", reason="the exporter under test is torch's")

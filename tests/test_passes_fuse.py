@@ -19,11 +19,11 @@ import bcq
 from bcq import fused, packing, passes
 from bcq.cli import main
 from bcq.errors import InputError
-from bcq.exported import ExportedWeights
+from bcq.exporting.write import write_model
+from bcq.files.exported import ExportedWeights
+from bcq.matrices.plan import QuantizeOptions
 from bcq.packing import PackedWeight
 from bcq.passes import Left, MatrixRef
-from bcq.plan import QuantizeOptions
-from bcq.write import write_model
 from graphs import (
     Feeds,
     Quick,

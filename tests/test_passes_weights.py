@@ -12,10 +12,10 @@ import pytest
 
 from bcq import packing, passes
 from bcq.errors import InputError, UnsupportedError
+from bcq.matrices.plan import QuantizeOptions
+from bcq.matrices.resume import Finished
 from bcq.packing import PackedWeight
 from bcq.passes import FromBase, Left, MatrixRef, SolveOnTheFly
-from bcq.plan import QuantizeOptions
-from bcq.resume import Finished
 from graphs import model_of, normal, random_weight
 
 TWO = "main (float[m, 64] x) => (float[m, 64] y) { h = MatMul (x, a) y = MatMul (h, b) }"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bcq.errors import UsageError
-from bcq.plan import (
+from bcq.matrices.plan import (
     Choice,
     Override,
     QuantizeOptions,

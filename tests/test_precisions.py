@@ -16,14 +16,14 @@ pytest.importorskip("torch", reason="exporting needs the packages for compiling"
 
 import bcq
 from bcq import contract, packing
-from bcq.base import METADATA_KEY, QuantizedBase
 from bcq.calibration.settings import CalibrationOptions
-from bcq.checkpoint import Checkpoint
 from bcq.cli import main
 from bcq.errors import BcqError, InputError, UsageError
 from bcq.export import export
-from bcq.integrity import check_integrity
-from bcq.plan import QuantizeOptions
+from bcq.files.base import METADATA_KEY, QuantizedBase
+from bcq.files.checkpoint import Checkpoint
+from bcq.files.integrity import check_integrity
+from bcq.matrices.plan import QuantizeOptions
 from bcq.precisions import further
 from bcq.quantize import quantize
 from bcq.solver import relative_error

@@ -14,10 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bcq import packing, report
-from bcq.base import QuantizedBase
-from bcq.checkpoint import SINGLE, Checkpoint
 from bcq.errors import BcqError
-from bcq.plan import QuantizeOptions
+from bcq.files.base import QuantizedBase
+from bcq.files.checkpoint import SINGLE, Checkpoint
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import REPORT, plan, quantize
 from bcq.solver import relative_error
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcq.atomic import AtomicFolder
 from bcq.errors import ResourceError, UsageError
 from bcq.export import export
+from bcq.exporting.write import write_model
+from bcq.files.atomic import AtomicFolder
+from bcq.matrices.plan import QuantizeOptions
+from bcq.matrices.resume import Finished, key_of
 from bcq.packing import PackedWeight, pack
-from bcq.plan import QuantizeOptions
-from bcq.resume import Finished, key_of
-from bcq.write import write_model
 from graphs import model_of, normal, random_weight
 
 KEY = "a" * 64
@@ -201,7 +201,7 @@ def test_the_key_depends_on_values_shape_and_options() -> None:
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     script = (
-        "import sys; from bcq.resume import Finished\n"
+        "import sys; from bcq.matrices.resume import Finished\n"
         "f = Finished(sys.argv[1], True); f.open(); print('locked', flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import pytest
 
 from bcq import contract, runtime
-from bcq.core import Core
 from bcq.errors import BcqError, InputError
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from big_model import write_big_model
 from nodes import activations, one_node, random_weight

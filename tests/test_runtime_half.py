@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from bcq.bcq import BcqWeight, pack_bits
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 
 CORE = Core.load()

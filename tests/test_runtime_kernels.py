@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bcq import contract
 from bcq.bcq import BcqWeight
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, pack
 from kernel_classes import bound_of_level, level, method, relative_error, tolerance
 from nodes import Array, activations, magnitudes, product, random_weight

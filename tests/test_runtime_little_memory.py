@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from bcq import contract
-from bcq.core import Core
+from bcq.kernels.core import Core
 from native_builds import NATIVE, compiler
 from nodes import one_node, random_weight
 
@@ -25,8 +25,9 @@ CODES = ROWS * INPUTS * BITS // 8  # bytes of one node
 RUN = """
 import json, sys
 import numpy as np
-from bcq import chosen, runtime
-from bcq.core import Core
+from bcq.kernels import chosen
+from bcq import runtime
+from bcq.kernels.core import Core
 
 model, profile = sys.argv[1:]
 a = np.random.default_rng(0).standard_normal((2, 1024), dtype=np.float32)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bcq import contract
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from bcq.runtime import default_options, library_path, register_library
 from nodes import activations, magnitudes, one_node, open_session, product, random_weight, run_node

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from bcq import contract
-from bcq.core import Core
 from bcq.errors import UsageError
+from bcq.kernels.core import Core
 from bcq.runtime import session
 from nodes import activations, one_node, open_session, random_weight
 

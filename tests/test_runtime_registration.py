@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bcq import contract
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from nodes import activations, one_node, open_session, random_weight
 

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bcq import contract
 from bcq.bcq import BcqWeight
+from bcq.exporting.write import write_model
 from bcq.packing import PackedWeight, pack
-from bcq.write import write_model
 from native_builds import RUNTIME
 from nodes import activations, among_planes, attributes, product, random_weight
 from sdk_builds import EXAMPLES, cmake, install, ran, shared

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs the packages for compiling")
 
 import bcq
-from bcq.adapter_ort import FILE
+from bcq.adapters.ort import FILE
 from bcq.export import export
 from bcq.runtime import library_path
 from other_cpu import COMPILER, other_cpu

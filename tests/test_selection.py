@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bcq import contract
-from bcq.core import Core
 from bcq.errors import BcqError
+from bcq.kernels.core import Core
 from bcq.packing import pack
 from nodes import activations, one_node, open_session, random_weight
 

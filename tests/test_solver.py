@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bcq.errors import InputError
-from bcq.plan import METHODS
+from bcq.matrices.plan import METHODS
 from bcq.solver import relative_error, solve
 
 Float32 = NDArray[np.float32]

@@ -18,10 +18,10 @@ import torch
 import bcq
 import bcq.nn
 import tiny_models
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
 from bcq.cli import main
 from bcq.errors import BcqError
+from bcq.files.base import QuantizedBase
 from bcq.generation.text import open_tokenizer
 from bcq.tuning import checkpoint as checkpoints
 from bcq.tuning.options import TuneOptions

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 
 from bcq.errors import ResourceError
+from bcq.exporting.write import ALIGNMENT, FURTHER_ALIGNMENT, MIN_EXTERNAL_BYTES, write_model, write_models
 from bcq.frontends import onnx_file
-from bcq.write import ALIGNMENT, FURTHER_ALIGNMENT, MIN_EXTERNAL_BYTES, write_model, write_models
 from graphs import bcq_nodes, model_of, normal, pack_with, run_without_library
 
 LINEAR = "main (float[m, 64] x) => (float[m, 64] y) { h = MatMul (x, w) y = Add (h, b) }"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bcq.adapter import Adapter, Alphas
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter, Alphas
+from bcq.files.base import QuantizedBase
+from bcq.matrices.plan import QuantizeOptions
 from bcq.packing import unpack
-from bcq.plan import QuantizeOptions
 from bcq.quantize import quantize
 from tiny_models import save
 

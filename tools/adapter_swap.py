@@ -98,7 +98,7 @@ def _random_model(folder: Path) -> Path:
 
 def _task(base: Any, name: str, seed: int) -> Any:
     """Factors of all products changed at random by up to a tenth; embeddings stay, as in AlphaTuning."""
-    from bcq.adapter import Adapter, Alphas
+    from bcq.adapters.adapter import Adapter, Alphas
     from bcq.packing import unpack
 
     rng = np.random.default_rng(seed)
@@ -162,7 +162,7 @@ def fed(folder: Path) -> dict[str, Any]:
 
 def _first_use(folder: Path) -> float:
     """CPU seconds until a task's values on the disk are ready to be fed; the median of all tasks."""
-    from bcq.tasks import Tasks
+    from bcq.adapters.tasks import Tasks
 
     tasks, times = Tasks(folder / "all"), []
     for task in TASKS:
@@ -221,7 +221,7 @@ def _batch_times(model: Any) -> dict[str, float]:
 def files(folder: Path) -> dict[str, Any]:
     """One plain session of onnxruntime; tasks are its adapter files."""
     import bcq
-    from bcq.adapter_ort import FILE, run_options
+    from bcq.adapters.ort import FILE, run_options
 
     model = bcq.load(folder / "all")
     session, options = model.session, dict[str, Any]()

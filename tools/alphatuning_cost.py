@@ -24,7 +24,7 @@ import transformers
 
 import bcq
 import bcq.nn
-from bcq.base import QuantizedBase
+from bcq.files.base import QuantizedBase
 from bcq.frontends.architectures import architecture_of
 from bcq.tuning.load import load_dense, load_packed
 

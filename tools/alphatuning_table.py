@@ -38,16 +38,16 @@ import torch
 
 import bcq
 import bcq.nn
-from bcq.adapter import Adapter
-from bcq.atomic import AtomicFolder
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
 from bcq.bcq import ceil_div
+from bcq.files.atomic import AtomicFolder
+from bcq.files.base import QuantizedBase
+from bcq.files.manifest import write_manifest
 from bcq.frontends.architectures import architecture_of
 from bcq.frontends.hf import read_dense
 from bcq.generation.text import open_tokenizer
-from bcq.manifest import write_manifest
+from bcq.matrices.plan import QuantizeOptions
 from bcq.packing import unpack
-from bcq.plan import QuantizeOptions
 from bcq.progress import SILENT
 from bcq.quantize import plan
 from bcq.tuning.data import Example

@@ -30,7 +30,7 @@ from bcq.budget.sensitivity import Table
 from bcq.budget.subjects import Model, read_model
 from bcq.budget.target import Target
 from bcq.calibration import CalibrationOptions
-from bcq.plan import METHODS, QuantizeOptions
+from bcq.matrices.plan import METHODS, QuantizeOptions
 from bcq.progress import PlainLines
 from bcq.quantize import quantize
 from bcq.report import table

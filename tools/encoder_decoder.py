@@ -26,18 +26,18 @@ import transformers
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import bcq
-from bcq.base import QuantizedBase
 from bcq.bench.machine import machine
-from bcq.checkpoint import read_json
-from bcq.exported import ExportedWeights
+from bcq.exporting.write import write_models
+from bcq.files.base import QuantizedBase
+from bcq.files.checkpoint import read_json
+from bcq.files.exported import ExportedWeights
 from bcq.frontends.hf import skeleton
 from bcq.generation.described import ENCODER_DECODER_FILE
 from bcq.generation.encoder_decoder import EncoderDecoder
+from bcq.parity.reference import dequantized_model
 from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
-from bcq.reference import dequantized_model
 from bcq.report import table
 from bcq.runtime import default_options, session
-from bcq.write import write_models
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12,

@@ -80,9 +80,9 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
     import bcq
     from bcq import parity
     from bcq.export import export
-    from bcq.exported import ExportedWeights
-    from bcq.parity_decoder import allowed
-    from bcq.plan import QuantizeOptions
+    from bcq.files.exported import ExportedWeights
+    from bcq.matrices.plan import QuantizeOptions
+    from bcq.parity.decoder import allowed
     from tiny_families import save
 
     save(family, folder / "model")
@@ -108,9 +108,9 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
 
 def _both(folder: Path, model: Any, weights: Any) -> tuple[Any, Any]:
     """What PyTorch and what the export make of the prompt, both fed PyTorch's tokens."""
-    from bcq import reference
-    from bcq.parity_decoder import reference_cache, run_decoder
-    from bcq.parity_encoder_decoder import run_encoder_decoder
+    from bcq.parity import reference
+    from bcq.parity.decoder import reference_cache, run_decoder
+    from bcq.parity.encoder_decoder import run_encoder_decoder
 
     torch_model = reference.dequantized_model(folder, weights)
     if model.continues:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bcq.cuda import Cuda, CudaWeight
+from bcq.kernels.cuda import Cuda, CudaWeight
 from gpu_checks import LARGEST, TILES, WIDE, activations, capability, demand, relative_error, takes
 from gpu_pieces import Setting, Table
 from gpu_weights import Shape, Weight, into, random_weight

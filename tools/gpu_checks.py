@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from bcq.cuda import Cuda
+from bcq.kernels.cuda import Cuda
 from gpu_weights import Shape, into, multiply, random_weight, stream_of
 
 # Relative errors (Frobenius) against float64 on random data. Results are rounded to 2^-11 (float16) or 2^-8

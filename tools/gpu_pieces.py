@@ -183,7 +183,7 @@ def check(name: str, *arguments: Any) -> Body:
 
     def body(setting: Setting) -> str:
         import gpu_checks
-        from bcq.cuda import Cuda
+        from bcq.kernels.cuda import Cuda
 
         text: str = getattr(gpu_checks, name)(Cuda.load(), setting.device, *arguments)
         return text
@@ -196,7 +196,7 @@ def bench(name: str) -> Body:
 
     def body(setting: Setting) -> tuple[str, list[Table]]:
         import gpu_bench
-        from bcq.cuda import Cuda
+        from bcq.kernels.cuda import Cuda
 
         answer: tuple[str, list[Table]] = getattr(gpu_bench, name)(Cuda.load(), setting)
         return answer

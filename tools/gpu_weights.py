@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bcq.cuda import Cuda, CudaWeight
+from bcq.kernels.cuda import Cuda, CudaWeight
 
 TILE_ROWS, WORD_BITS = 16, 32
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import bcq
-from bcq.exported import ExportedWeights
+from bcq.files.exported import ExportedWeights
+from bcq.parity.reference import dequantized_model, original_model
 from bcq.progress import choose
-from bcq.reference import dequantized_model, original_model
 from bcq.report import table
 
 BITS = (3, 4)

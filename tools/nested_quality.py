@@ -23,8 +23,8 @@ import transformers
 from numpy.typing import NDArray
 
 from bcq.bcq import BcqWeight
-from bcq.checkpoint import Checkpoint
-from bcq.matrices import find_matrices
+from bcq.files.checkpoint import Checkpoint
+from bcq.matrices.find import find_matrices
 from bcq.precisions.solve import refit, solve_nested
 from bcq.solver import relative_error, solve
 from quality import cut_windows, embed, perplexity, read_sentences, read_text

@@ -22,8 +22,8 @@ import numpy as np
 
 import bcq
 from bcq.bcq import BcqWeight, ceil_div
-from bcq.core import Core
 from bcq.evaluate import perplexity, read_text
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, among, pack
 from bcq.precisions.files import PATTERN
 from bcq.report import table

@@ -52,8 +52,8 @@ def shapes(
 
 def write_model(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
     """Writes the checkpoint tensor by tensor; its bytes, and those of its largest tensor."""
-    from bcq.checkpoint import INDEX
-    from bcq.safetensors_write import SafetensorsWriter, TensorSpec
+    from bcq.files.checkpoint import INDEX
+    from bcq.files.safetensors_write import SafetensorsWriter, TensorSpec
 
     folder.mkdir()
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}
@@ -83,7 +83,7 @@ _SHAPE_SIZES = ("n_embd", "n_layer", "n_positions", "vocab_size")
 def child(verb: str, source: str, output: str, method: str) -> None:
     """One run; prints what the imports and what the run took."""
     from bcq.export import export
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.quantize import quantize
 
     if verb == "import":
@@ -136,7 +136,7 @@ def main() -> int:
 
 def resumed(folder: Path, sizes: dict[str, int], method: str) -> int:
     """Kills the second of two equal runs in the middle, resumes it and compares what both have made."""
-    from bcq.manifest import file_hash
+    from bcq.files.manifest import file_hash
 
     total, largest = write_model(folder / "model", sizes)
     imports = measured("import", folder, folder, method)["peak"]

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import transformers
 
-from bcq.checkpoint import Checkpoint
-from bcq.matrices import find_matrices
-from bcq.plan import METHODS, QuantizeOptions, choice_for, group_size_for
+from bcq.files.checkpoint import Checkpoint
+from bcq.matrices.find import find_matrices
+from bcq.matrices.plan import METHODS, QuantizeOptions, choice_for, group_size_for
 from bcq.solver import relative_error, solve
 
 

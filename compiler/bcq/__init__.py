@@ -15,21 +15,21 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bcq.adapter import Adapter
+    from bcq.adapters.adapter import Adapter
+    from bcq.adapters.tasks import feeds
     from bcq.api import export, quantize, tune
-    from bcq.base import QuantizedBase
     from bcq.bcq import BcqWeight
     from bcq.errors import BcqError, InputError, ParityFailure, ResourceError, UnsupportedError, UsageError
+    from bcq.files.base import QuantizedBase
     from bcq.generation.model import Model, load
     from bcq.importers.run import import_model
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.packing import PackedWeight, pack, unpack
     from bcq.parity import ParityResult, verify
-    from bcq.plan import QuantizeOptions
     from bcq.runtime import session
-    from bcq.tasks import feeds
 
 _HOME = {
-    "Adapter": "bcq.adapter",
+    "Adapter": "bcq.adapters.adapter",
     "BcqError": "bcq.errors",
     "BcqWeight": "bcq.bcq",
     "InputError": "bcq.errors",
@@ -37,13 +37,13 @@ _HOME = {
     "PackedWeight": "bcq.packing",
     "ParityFailure": "bcq.errors",
     "ParityResult": "bcq.parity",
-    "QuantizeOptions": "bcq.plan",
-    "QuantizedBase": "bcq.base",
+    "QuantizeOptions": "bcq.matrices.plan",
+    "QuantizedBase": "bcq.files.base",
     "ResourceError": "bcq.errors",
     "UnsupportedError": "bcq.errors",
     "UsageError": "bcq.errors",
     "export": "bcq.api",
-    "feeds": "bcq.tasks",
+    "feeds": "bcq.adapters.tasks",
     "import_model": "bcq.importers.run",
     "load": "bcq.generation.model",
     "pack": "bcq.packing",

@@ -15,9 +15,9 @@ from bcq.calibration import CalibrationOptions
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from bcq.adapter import Adapter
-    from bcq.base import QuantizedBase
+    from bcq.adapters.adapter import Adapter
     from bcq.export import ExportResult
+    from bcq.files.base import QuantizedBase
 
 
 def quantize(
@@ -39,8 +39,8 @@ def quantize(
         calibrate: text on which matrices are solved, as :class:`bcq.calibration.CalibrationOptions` takes it.
         workers: processes that solve them.
         progress: told about each matrix.
-        **options: fields of `bcq.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``; or a
-            target for which they are chosen, as on the command line: ``target_bpw=2.5``,
+        **options: fields of `bcq.matrices.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``;
+            or a target for which they are chosen, as on the command line: ``target_bpw=2.5``,
             ``target_size="40MB"`` or ``target_latency="5ms", cost_table=FILE``, with ``sensitivity_text`` and
             ``sensitivity``.
 

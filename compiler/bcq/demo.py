@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from bcq import evaluate, report
 from bcq.errors import UsageError
 from bcq.evaluate import Logits, Perplexity
+from bcq.files.manifest import listed_files
 from bcq.generation.model import Model, load
-from bcq.manifest import listed_files
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 from bcq.torch_threads import one_torch_thread
 
@@ -134,7 +134,7 @@ def torch_logits(model: Path) -> Logits:
     """The original model in PyTorch, float32, as a function from token ids to logits."""
     import torch
 
-    from bcq.reference import original_model
+    from bcq.parity.reference import original_model
 
     module = original_model(model)
 

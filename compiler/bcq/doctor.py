@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bcq import contract, cuda
-from bcq.chosen import chosen_kernels, holds_resident
-from bcq.core import Core
+from bcq import contract
 from bcq.errors import BcqError, UsageError
+from bcq.kernels import cuda
+from bcq.kernels.chosen import chosen_kernels, holds_resident
+from bcq.kernels.core import Core
 from bcq.runtime import settings_fault
 
 _PACKAGES = (
@@ -42,9 +43,9 @@ def facts(model: Path | None = None) -> dict[str, Any]:
         error, format version), ``cpu`` (model, count, detected and used instruction set, error), ``kernels``
         (chosen for each operator and bits, all built), ``weights`` (kernels for which a session copies
         the codes when its program does not choose, and the room for such copies, half of available memory),
-        ``profile``, ``memory`` (total and available MB, huge pages), ``cuda`` (see `bcq.cuda.facts`); with a
-        model also ``model`` and ``nodes`` (see `bcq.chosen.ChosenKernel`; None when the library refuses one
-        of its variables, which is the error of ``cpu``, ``weights`` or ``profile``).
+        ``profile``, ``memory`` (total and available MB, huge pages), ``cuda`` (see `bcq.kernels.cuda.facts`);
+        with a model also ``model`` and ``nodes`` (see `bcq.kernels.chosen.ChosenKernel`; None when the
+        library refuses one of its variables, which is the error of ``cpu``, ``weights`` or ``profile``).
 
     Raises:
         InputError: when there is no such model, or it is damaged.

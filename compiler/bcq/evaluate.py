@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bcq.adapters.tasks import Task
 from bcq.errors import InputError, UsageError
 from bcq.generation.model import Model, load
 from bcq.progress import SILENT, Progress
-from bcq.tasks import Task
 
 MAX_WINDOW = 1024  # longer contexts cost memory (window x vocabulary logits) and change figures little
 Logits = Callable[[Sequence[int]], NDArray[Any]]  # token ids [L] -> logits [L, vocabulary]

@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq import report, report_page
-from bcq.atomic import AtomicFolder, check_apart, check_replaceable
-from bcq.base import QuantizedBase, is_base
 from bcq.calibration.settings import CalibrationOptions
-from bcq.checkpoint import Checkpoint, read_config, read_json
+from bcq.checks.external import check_file
 from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
-from bcq.export_lora import ExportLora
-from bcq.export_tasks import ExportTasks
-from bcq.external import check_file
+from bcq.exporting.lora import ExportLora
+from bcq.exporting.tasks import ExportTasks
+from bcq.exporting.write import write_model, write_models
+from bcq.files.atomic import AtomicFolder, check_apart, check_replaceable
+from bcq.files.base import QuantizedBase, is_base
+from bcq.files.checkpoint import Checkpoint, read_config, read_json
+from bcq.files.inside import check_unchanged
+from bcq.files.manifest import write_manifest
 from bcq.frontends.abilities import check_abilities
 from bcq.frontends.architectures import architecture_of
-from bcq.inside import check_unchanged
-from bcq.manifest import write_manifest
-from bcq.plan import QuantizeOptions, check_overrides
+from bcq.matrices.plan import QuantizeOptions, check_overrides
+from bcq.matrices.resume import Finished
 from bcq.precisions.files import PATTERN
 from bcq.precisions.graphs import FurtherGraphs, check_precisions, recorded
 from bcq.progress import SILENT, Progress
-from bcq.resume import Finished
-from bcq.write import write_model, write_models
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from bcq.adapter import Adapter
+    from bcq.adapters.adapter import Adapter
     from bcq.frontends.hf import Skeleton
     from bcq.passes import PackReport, WeightSource
 
@@ -443,8 +443,8 @@ def _packed(model: ir.Model, weights: WeightSource, progress: Progress, graph: _
 
 def _write_description(base: QuantizedBase, skeleton: Skeleton, folder: Path) -> None:
     """How the graphs of something that generates are run, and what onnxruntime-genai wants beside them."""
+    from bcq.files.genai import write_genai
     from bcq.frontends.weightless import spelt_out
-    from bcq.genai import write_genai
     from bcq.generation.described import write_encoder_decoder
     from bcq.runtime import library_path
 

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq import contract
-from bcq.atomic import AtomicFolder, check_apart
-from bcq.base import BaseMatrix, QuantizedBase, is_base, metadata
 from bcq.calibration.settings import CalibrationOptions
-from bcq.checkpoint import SINGLE, Checkpoint, read_config, read_json
 from bcq.errors import InputError, UnsupportedError
-from bcq.inside import check_unchanged, inner_file
-from bcq.manifest import write_manifest
-from bcq.matrices import MatrixInfo, find_matrices
-from bcq.matrix_solver import MatrixSolver, Outcome
-from bcq.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
+from bcq.files.atomic import AtomicFolder, check_apart
+from bcq.files.base import BaseMatrix, QuantizedBase, is_base, metadata
+from bcq.files.checkpoint import SINGLE, Checkpoint, read_config, read_json
+from bcq.files.inside import check_unchanged, inner_file
+from bcq.files.manifest import write_manifest
+from bcq.files.safetensors_write import SafetensorsWriter, TensorSpec
+from bcq.matrices.find import MatrixInfo, find_matrices
+from bcq.matrices.plan import QuantizeOptions, check_overrides, choice_for, group_size_for
+from bcq.matrices.resume import Finished
+from bcq.matrices.solver import MatrixSolver, Outcome
 from bcq.precisions import further
 from bcq.progress import SILENT, Progress
-from bcq.resume import Finished
-from bcq.safetensors_write import SafetensorsWriter, TensorSpec
 
 REPORT = "bcq_report.json"
 SIDE_FILES = (
@@ -49,7 +49,7 @@ class PlannedMatrix:
     Attributes:
         name: parameter name.
         stored: checkpoint name.
-        kind: as in :class:`bcq.matrices.MatrixInfo`.
+        kind: as in :class:`bcq.matrices.find.MatrixInfo`.
         rows: N.
         inputs: K.
         bits: q, or None when it stays dense.
@@ -61,7 +61,7 @@ class PlannedMatrix:
         relative_error: sum of squared errors over sum of squared weights, or None before solving or when
             dense.
         offset: whether its groups have offsets.
-        method: ``calibrated`` or one of ``bcq.plan.METHODS``; empty in a run without calibration.
+        method: ``calibrated`` or one of ``bcq.matrices.plan.METHODS``; empty in a run without calibration.
         calibrated_error: as ``relative_error``, under the second moments of its inputs; None when they are
             not known.
         also: further precisions: bits, group size and relative error of each.

@@ -12,13 +12,13 @@ from pathlib import Path
 import onnxruntime
 
 from bcq import contract
+from bcq.checks.external import check_file
+from bcq.checks.library import check_contract, check_whole
+from bcq.checks.model import check_model
 from bcq.errors import BcqError, InputError, ResourceError, UsageError, is_out_of_memory, out_of_memory
-from bcq.external import check_file
-from bcq.inside import check_unchanged, inner_file
-from bcq.integrity import require_files
-from bcq.kinds import require_export
-from bcq.library_check import check_contract, check_whole
-from bcq.model_check import check_model
+from bcq.files.inside import check_unchanged, inner_file
+from bcq.files.integrity import require_files
+from bcq.files.kinds import require_export
 from bcq.precisions.files import graph_file
 
 LIBRARY_NAME = "libbcq_ops.so"
@@ -64,7 +64,7 @@ def session(
     """Opens a packed model as a plain ONNX Runtime session on the CPU.
 
     The model is loaded by path, so ONNX Runtime maps its weights and copies nothing. It may come from anyone:
-    external data must lie in regular files of its own folder, see `bcq.inside`.
+    external data must lie in regular files of its own folder, see `bcq.files.inside`.
 
     Args:
         folder_or_file: an ``.onnx`` file, or a folder that holds ``model.onnx``.

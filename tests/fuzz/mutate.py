@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from bcq import onnx_wire
-from bcq.onnx_wire import WireError
+from bcq.checks import onnx_wire
+from bcq.checks.onnx_wire import WireError
 
 Flip = Callable[[bytes], bytes]
 _SUBSTITUTES: tuple[Any, ...] = (

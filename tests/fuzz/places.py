@@ -15,24 +15,26 @@ from typing import Any
 
 import safetensors
 
-from bcq import external, manifest, model_check
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
+from bcq.adapters.slots import Slots
 from bcq.calibration.texts import documents
-from bcq.checkpoint import Checkpoint, read_json
+from bcq.checks import external
+from bcq.checks import model as model_check
 from bcq.errors import BcqError, ResourceError
-from bcq.exported import ExportedWeights
+from bcq.files import manifest
+from bcq.files.base import QuantizedBase
+from bcq.files.checkpoint import Checkpoint, read_json
+from bcq.files.exported import ExportedWeights
+from bcq.files.integrity import check_integrity
+from bcq.files.kinds import kind_of
 from bcq.generation.described import read_described
 from bcq.generation.template import open_template
 from bcq.importers.folder import read_folder
-from bcq.integrity import check_integrity
-from bcq.kinds import kind_of
-from bcq.lora import Lora
+from bcq.lora.checkpoint import Lora
 from bcq.precisions.files import further, precisions
 from bcq.serve.limits import Limits
 from bcq.serve.refusal import Refusal
 from bcq.serve.request import parse
-from bcq.slots import Slots
 from bcq.tuning.data import read_examples
 from bcq.tuning.options import TuneOptions
 

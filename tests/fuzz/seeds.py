@@ -18,13 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 import bcq
-from bcq import base, contract
-from bcq.adapter import Adapter, Alphas
-from bcq.manifest import write_manifest
+from bcq import contract
+from bcq.adapters.adapter import Adapter, Alphas
+from bcq.adapters.slots import DENSE, Slot, Slots
+from bcq.exporting.write import write_model
+from bcq.files import base
+from bcq.files.manifest import write_manifest
+from bcq.files.safetensors_write import SafetensorsWriter
 from bcq.packing import PackedWeight, pack
-from bcq.safetensors_write import SafetensorsWriter
-from bcq.slots import DENSE, Slot, Slots
-from bcq.write import write_model
 from foreign import Grid, gptq
 from graphs import model_of, normal
 from nodes import among_planes, attributes, random_weight

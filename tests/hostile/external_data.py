@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from bcq.write import write_model
+from bcq.exporting.write import write_model
 from graphs import model_of, normal
 
 LINEAR = "main (float[m, 64] x) => (float[m, 64] y) { h = MatMul (x, w) y = MatMul (h, v) }"

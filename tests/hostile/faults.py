@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bcq import runtime
-from bcq.core import Core
+from bcq.kernels.core import Core
 from hostile.case import Case, judge_output
 from hostile.runner import isolated
 from hostile.subjects import gather, matmul

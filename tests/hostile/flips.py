@@ -21,11 +21,11 @@ import numpy as np
 
 import bcq
 from bcq import runtime
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
 from bcq.errors import BcqError
-from bcq.integrity import check_integrity
-from bcq.write import write_model
+from bcq.exporting.write import write_model
+from bcq.files.base import QuantizedBase
+from bcq.files.integrity import check_integrity
 from graphs import model_of, normal
 from hostile.runner import isolated
 from tiny_adapters import task

@@ -27,10 +27,10 @@ import bcq
 from bcq.commands.options import recorded
 from bcq.errors import ResourceError
 from bcq.export import export
-from bcq.integrity import check_integrity
-from bcq.plan import QuantizeOptions
+from bcq.exporting.write import write_model
+from bcq.files.integrity import check_integrity
+from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import quantize
-from bcq.write import write_model
 from graphs import model_of, normal
 from tiny_models import save
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bcq import cli
-from bcq.write import write_model
+from bcq.exporting.write import write_model
 from graphs import model_of
 from hostile.kills import forked
 from tiny_models import save

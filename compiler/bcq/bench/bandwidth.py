@@ -12,8 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from bcq.core import Core
 from bcq.errors import ResourceError
+from bcq.kernels.core import Core
 
 BUFFER_BYTES = 192 * 2**20  # several times any last-level cache of the machines that this is meant for
 GIGA = 1e9

@@ -12,7 +12,7 @@ from bcq import contract
 from bcq.bcq import ceil_div
 from bcq.bench.contender import Contender, Weights
 from bcq.bench.nodes import Node
-from bcq.core import Core
+from bcq.kernels.core import Core
 from bcq.packing import PackedWeight, unpack
 
 MICROSOFT = "com.microsoft"

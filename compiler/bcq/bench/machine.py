@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bcq import __version__
-from bcq.core import Core
+from bcq.kernels.core import Core
 
 
 def machine() -> dict[str, Any]:

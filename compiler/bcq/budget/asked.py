@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq.errors import UsageError
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def options_of(
 
     Args:
         source: model folder or ``.onnx`` file; read for a budget only.
-        written: fields of `bcq.plan.QuantizeOptions` and of `NAMES`, as the caller gave them.
+        written: fields of `bcq.matrices.plan.QuantizeOptions` and of `NAMES`, as the caller gave them.
         calibrate: text of a calibration, on which sensitivities are measured where no other is given.
         progress: told once a matrix that is measured.
         warn: told what the user should know.

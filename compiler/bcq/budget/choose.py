@@ -15,7 +15,7 @@ from bcq.budget.subjects import LINEAR, Model, Subject
 from bcq.budget.target import LATENCY, SIZE, Target
 from bcq.budget.units import Unit, units
 from bcq.errors import InputError, UsageError
-from bcq.plan import QuantizeOptions, choice_for
+from bcq.matrices.plan import QuantizeOptions, choice_for
 
 Cost = Callable[[Subject, Format], float]
 MEASURES = {

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bcq import contract
-from bcq.listing import tile16_bytes
-from bcq.plan import KEEP, Override
-from bcq.write import ALIGNMENT, MIN_EXTERNAL_BYTES
+from bcq.exporting.write import ALIGNMENT, MIN_EXTERNAL_BYTES
+from bcq.matrices.listing import tile16_bytes
+from bcq.matrices.plan import KEEP, Override
 
 # Which of all 8 x 5 x 2 formats were ever the best choice: docs/decisions/0013-budgets.md.
 BITS = (1, 2, 3, 4, 5, 6)
@@ -77,7 +77,7 @@ def parse_label(label: str) -> Format:
     Raises:
         UsageError: E202 when it is none.
     """
-    from bcq.plan import parse_override
+    from bcq.matrices.plan import parse_override
 
     read = parse_override(f"*={label}")
     return Format(read.bits, read.group_size or 0, bool(read.offset)) if label != KEEP else DENSE

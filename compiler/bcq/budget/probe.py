@@ -83,7 +83,7 @@ class Probe:
 def _load(folder: Path) -> Any:
     import transformers
 
-    from bcq.checkpoint import read_config
+    from bcq.files.checkpoint import read_config
     from bcq.frontends.weightless import quiet, without_pooler
 
     name = class_name_of(read_config(folder))

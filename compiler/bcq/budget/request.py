@@ -12,7 +12,7 @@ from bcq.budget.sensitivity import Table
 from bcq.budget.subjects import Model, read_model
 from bcq.budget.target import LATENCY, Target
 from bcq.errors import UsageError
-from bcq.plan import QuantizeOptions
+from bcq.matrices.plan import QuantizeOptions
 from bcq.progress import SILENT, Progress
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bcq.bcq import Float32
 from bcq.budget.formats import Format, aligned
-from bcq.plan import Choice, QuantizeOptions, check_overrides, choice_for
+from bcq.matrices.plan import Choice, QuantizeOptions, check_overrides, choice_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from bcq.checkpoint import Checkpoint
-    from bcq.matrices import MatrixInfo
+    from bcq.files.checkpoint import Checkpoint
+    from bcq.matrices.find import MatrixInfo
     from bcq.passes import Left, MatrixRef
 
 EMBEDDING, HEAD, LINEAR = "embedding", "head", "linear"
@@ -80,8 +80,8 @@ def read_model(source: str | Path, options: QuantizeOptions) -> Model:
 
 
 def _of_folder(folder: Path, options: QuantizeOptions) -> Model:
-    from bcq.checkpoint import Checkpoint
-    from bcq.matrices import find_matrices
+    from bcq.files.checkpoint import Checkpoint
+    from bcq.matrices.find import find_matrices
     from bcq.quantize import plan
 
     planned = {matrix.name: matrix for matrix in plan(folder, options)}  # with all checks of `quantize`

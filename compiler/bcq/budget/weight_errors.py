@@ -26,7 +26,7 @@ def weight_errors(
     Args:
         matrix: float32 ``[N, K]``.
         formats: what to try.
-        method: the solver, one of ``bcq.plan.METHODS``.
+        method: the solver, one of ``bcq.matrices.plan.METHODS``.
         name: of the matrix, for errors.
 
     Raises:

@@ -35,9 +35,9 @@ from bcq.torch_threads import one_torch_thread
 if TYPE_CHECKING:
     from torch import nn
 
-    from bcq.base import BaseMatrix
-    from bcq.checkpoint import Checkpoint
-    from bcq.matrix_solver import MatrixSolver
+    from bcq.files.base import BaseMatrix
+    from bcq.files.checkpoint import Checkpoint
+    from bcq.matrices.solver import MatrixSolver
     from bcq.packing import PackedWeight
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")

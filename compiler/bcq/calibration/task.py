@@ -13,10 +13,10 @@ import numpy as np
 
 from bcq import packing
 from bcq.bcq import Float32
-from bcq.checkpoint import Checkpoint
 from bcq.errors import BcqError, is_out_of_memory, out_of_memory
+from bcq.files.checkpoint import Checkpoint
+from bcq.files.safetensors_read import StoredTensor
 from bcq.packing import PackedWeight
-from bcq.safetensors_read import StoredTensor
 
 
 @dataclass(frozen=True)

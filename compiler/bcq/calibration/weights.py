@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from bcq import packing
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError
+from bcq.files.checkpoint import Checkpoint
 from bcq.solver.solve import rows_of
 
 if TYPE_CHECKING:

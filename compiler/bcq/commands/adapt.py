@@ -12,10 +12,10 @@ from bcq.commands.options import add_verb, emit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bcq.adapt import Retained
-    from bcq.adapter import Adapter
-    from bcq.base import QuantizedBase
+    from bcq.adapters.adapter import Adapter
     from bcq.commands.options import Subparsers
+    from bcq.files.base import QuantizedBase
+    from bcq.lora.adapt import Retained
 
 EXAMPLES = """\
   bcq adapt base --lora my-lora -o adapters/e2e
@@ -59,9 +59,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Solves, tells what was lost, writes."""
-    from bcq.adapt import adapt, check_retained, rows_of, total_retained
-    from bcq.base import QuantizedBase
-    from bcq.lora import Lora
+    from bcq.files.base import QuantizedBase
+    from bcq.lora.adapt import adapt, check_retained, rows_of, total_retained
+    from bcq.lora.checkpoint import Lora
 
     base, lora = QuantizedBase.open(arguments.base), Lora.open(arguments.lora)
     adapter, found = adapt(base, lora, arguments.output.resolve().name, arguments.parts)
@@ -103,7 +103,7 @@ def held_out(base: QuantizedBase, adapter: Adapter, file: Path) -> dict[str, flo
 
 
 def _text(adapter: Adapter, found: Sequence[Retained]) -> str:
-    from bcq.adapt import total_retained
+    from bcq.lora.adapt import total_retained
 
     lines = [
         f"adapter '{adapter.name}': {adapter.count:,} numbers, {adapter.nbytes / 1000:,.1f} kB",

@@ -20,7 +20,7 @@ from bcq.commands.options import (
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
 
 EXAMPLES = """\
   bcq export base -o out
@@ -138,7 +138,7 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
 def _show_plan(arguments: argparse.Namespace, options: QuantizeOptions | None) -> int:
     """With --dry-run: what would become of every matrix."""
     from bcq.commands.inspect import show_rows
-    from bcq.listing import planned_export
+    from bcq.matrices.listing import planned_export
 
     rows = planned_export(arguments.source, arguments.output, options, **_choices(arguments))
     show_rows(arguments, arguments.source, rows)

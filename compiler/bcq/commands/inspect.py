@@ -13,7 +13,7 @@ from bcq.commands.options import add_quantize_options, add_verb, emit, quantize_
 if TYPE_CHECKING:
     from bcq.budget.choose import Budget
     from bcq.commands.options import Subparsers
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.report import Row
 
 EXAMPLES = """\
@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the list."""
-    from bcq.adapter_file import is_adapter
+    from bcq.adapters.folder import is_adapter
 
     if is_adapter(arguments.model):
         return show_adapter(arguments)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show_adapter(arguments: argparse.Namespace) -> int:
     """Prints what an adapter holds, and of which base."""
-    from bcq.adapter import Adapter
+    from bcq.adapters.adapter import Adapter
 
     adapter = Adapter.open(arguments.model)
     tensors = {name: list(array.shape) for name, array in adapter.tensors().items()}
@@ -65,7 +65,7 @@ def show_adapter(arguments: argparse.Namespace) -> int:
 
 def show_plan(arguments: argparse.Namespace, model: Path, options: QuantizeOptions) -> int:
     """Prints what `options` would do to `model`; nothing is written."""
-    from bcq.listing import planned_matrices
+    from bcq.matrices.listing import planned_matrices
 
     show_rows(arguments, model, planned_matrices(model, options))
     return 0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq.budget.asked import FILES, NAMES
-from bcq.plan import METHODS
+from bcq.matrices.plan import METHODS
 
 if TYPE_CHECKING:
-    from bcq.plan import QuantizeOptions
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.progress import Progress
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

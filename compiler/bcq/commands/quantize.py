@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return show_plan(arguments, arguments.model, options)
     from bcq import report
-    from bcq.checkpoint import SINGLE
+    from bcq.files.checkpoint import SINGLE
 
     began = time.monotonic()
     settings: dict[str, Any] = {
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         quantize(arguments.model, arguments.output, **settings)
     else:
-        from bcq.export_lora import ExportLora, quantize_merged
+        from bcq.exporting.lora import ExportLora, quantize_merged
 
         change = ExportLora.open(arguments.lora, arguments.allow_loss)
         quantize_merged(arguments.model, change, arguments.output, **settings)

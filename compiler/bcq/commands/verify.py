@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _integrity(arguments: argparse.Namespace) -> int:
-    from bcq.integrity import check_integrity
+    from bcq.files.integrity import check_integrity
 
     if arguments.against or arguments.prompt or arguments.per_layer:
         raise UsageError("E202", "--integrity compares bytes: leave out --against, --prompt, --per-layer.")

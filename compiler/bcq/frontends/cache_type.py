@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bcq.checkpoint import read_json
 from bcq.errors import UnsupportedError
-from bcq.genai import CONFIG_FILE
+from bcq.files.checkpoint import read_json
+from bcq.files.genai import CONFIG_FILE
 from bcq.generation.cache import PAST
 from bcq.generation.cache_ranges import largest, own_texts
 from bcq.generation.model import Model

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bcq.checkpoint import read_json
-from bcq.genai import CONFIG_FILE
+from bcq.files.checkpoint import read_json
+from bcq.files.genai import CONFIG_FILE
 
 _PAST, _RANK = "past_key_values.", 4
 

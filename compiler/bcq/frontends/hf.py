@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bcq import packing
-from bcq.base import QuantizedBase
 from bcq.errors import InputError, UnsupportedError
+from bcq.files.base import QuantizedBase
 from bcq.frontends.architectures import Architecture
 from bcq.frontends.last_logits import open_logits
 from bcq.frontends.names import stored_names

@@ -2,7 +2,7 @@
 """An existing ``.onnx`` file, whoever made it, as a graph whose weights stay on disk until they are read.
 
 The file may come from anyone, so everything that points outside it is checked before a byte is read: external
-data lies in regular files of the model's own folder (`bcq.inside`) and is as long as its tensor.
+data lies in regular files of the model's own folder (`bcq.files.inside`) and is as long as its tensor.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
 
+from bcq.checks.external import MAX_DEPTH, ExternalTensor, check_places, no_model
 from bcq.errors import BcqError, InputError, UnsupportedError
-from bcq.external import MAX_DEPTH, ExternalTensor, check_places, no_model
 
 _TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _COPY_HINT = "Copy the model again, with its data file beside it."

@@ -16,9 +16,9 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from bcq import checkpoint as checkpoints
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, UnsupportedError, is_out_of_memory, out_of_memory
+from bcq.files import checkpoint as checkpoints
+from bcq.files.checkpoint import Checkpoint
 from bcq.frontends.architectures import Architecture, architecture_of, class_name_of
 from bcq.frontends.names import stored_name, tied_names
 
@@ -91,7 +91,8 @@ def read_config(folder: Path) -> Any:
     """The transformers configuration of a local folder; nothing is fetched and no code of the folder runs.
 
     Raises:
-        InputError: E101, E102 or E105 as `bcq.checkpoint.read_config`, E102 when transformers cannot read it.
+        InputError: E101, E102 or E105 as `bcq.files.checkpoint.read_config`, E102 when transformers cannot
+            read it.
         UnsupportedError: E401 when transformers does not have its model type.
     """
     written = checkpoints.read_config(folder)

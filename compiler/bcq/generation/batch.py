@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bcq.adapters.tasks import Task
 from bcq.errors import UsageError
 from bcq.generation.answer import Answer
 from bcq.generation.cache import Cache, Feeds
 from bcq.generation.decoder import Decoder
-from bcq.tasks import Task
 
 if TYPE_CHECKING:
     from bcq.generation.model import Model

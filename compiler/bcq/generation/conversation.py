@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from bcq.adapters.tasks import Task
 from bcq.errors import UsageError
 from bcq.generation.answer import Reason
 from bcq.generation.model import Model
@@ -15,7 +16,6 @@ from bcq.generation.sampling import Sampling
 from bcq.generation.stops import Stops
 from bcq.generation.template import Message, PlainForm, Template
 from bcq.generation.text import tokenize
-from bcq.tasks import Task
 
 
 class Conversation:

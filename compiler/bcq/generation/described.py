@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bcq.errors import InputError
-from bcq.genai import context_length, special_tokens
+from bcq.files.genai import context_length, special_tokens
 from bcq.generation.sampling import is_integer
 
 ENCODER_DECODER_FILE = "encoder_decoder_config.json"

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bcq.adapters.tasks import Feeds, Task
 from bcq.errors import UnsupportedError
 from bcq.generation.answer import Answer
 from bcq.generation.described import ENCODER_DECODER_FILE, begin_token
 from bcq.generation.model import Model, check_count
 from bcq.generation.pieces import Pieces
 from bcq.generation.runner import Runner
-from bcq.tasks import Feeds, Task
 
 MASK = "encoder_attention_mask"
 

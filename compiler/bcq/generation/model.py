@@ -10,9 +10,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bcq.checkpoint import read_json
+from bcq.adapters.tasks import BASE_KEY, Feeds, Task, Tasks, no_slots
 from bcq.errors import UnsupportedError, UsageError
-from bcq.genai import CONFIG_FILE
+from bcq.files.checkpoint import read_json
+from bcq.files.genai import CONFIG_FILE
+from bcq.files.kinds import require_export
 from bcq.generation.answer import Answer
 from bcq.generation.cache import PAST, PRESENT, slots
 from bcq.generation.decoder import Decoder
@@ -22,9 +24,7 @@ from bcq.generation.runner import Context, Runner
 from bcq.generation.sampling import chooser, is_integer
 from bcq.generation.stops import Stops
 from bcq.generation.text import check_tokens, open_tokenizer, tokenize
-from bcq.kinds import require_export
 from bcq.precisions.files import ENCODER_FILE, graph_file
-from bcq.tasks import BASE_KEY, Feeds, Task, Tasks, no_slots
 
 
 class Model:
@@ -202,7 +202,7 @@ class Model:
         """The adapters of the export, opened when first asked for.
 
         Raises:
-            InputError: see `bcq.tasks.Tasks`.
+            InputError: see `bcq.adapters.tasks.Tasks`.
         """
         if self._tasks is None:
             base_hash = self._base_hash()

@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bcq.checkpoint import read_json
 from bcq.errors import InputError, ResourceError
+from bcq.files.checkpoint import read_json
 
 FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.bcq import Words, ceil_div
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, UnsupportedError
+from bcq.files.checkpoint import Checkpoint
 from bcq.importers.factors import Scales
 from bcq.importers.fields import planes_of, unpack_fields
 from bcq.importers.source import (

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from bcq import contract, packing
-from bcq.atomic import AtomicFolder, check_apart
-from bcq.base import BaseMatrix, QuantizedBase, metadata
-from bcq.checkpoint import SINGLE, Checkpoint
 from bcq.errors import InputError, UnsupportedError
+from bcq.files.atomic import AtomicFolder, check_apart
+from bcq.files.base import BaseMatrix, QuantizedBase, metadata
+from bcq.files.checkpoint import SINGLE, Checkpoint
+from bcq.files.inside import check_unchanged
+from bcq.files.manifest import write_manifest
+from bcq.files.safetensors_read import StoredTensor
+from bcq.files.safetensors_write import SafetensorsWriter, TensorSpec
 from bcq.importers.factors import REFUSE, Factors, factors_of, relative_error
 from bcq.importers.result import ImportedMatrix
 from bcq.importers.source import Matrices, SourceMatrix
-from bcq.inside import check_unchanged
-from bcq.manifest import write_manifest
-from bcq.matrices import MatrixInfo, find_matrices
+from bcq.matrices.find import MatrixInfo, find_matrices
 from bcq.progress import SILENT, Progress
 from bcq.quantize import REPORT, PlannedMatrix, check_side_files, copy_side_files
-from bcq.safetensors_read import StoredTensor
-from bcq.safetensors_write import SafetensorsWriter, TensorSpec
 
 _NO_HASH = "0" * 64
 _KEPT = "the source keeps it dense"

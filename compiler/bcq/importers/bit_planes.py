@@ -21,8 +21,8 @@ import numpy as np
 
 from bcq import contract
 from bcq.bcq import Words
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, UnsupportedError, UsageError
+from bcq.files.checkpoint import Checkpoint
 from bcq.importers.factors import Scales
 from bcq.importers.source import (
     Matrices,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bcq.checkpoint import Checkpoint, read_json
 from bcq.errors import InputError, UnsupportedError, UsageError
+from bcq.files.checkpoint import Checkpoint, read_json
 from bcq.importers import awq, bit_planes, gptq
 from bcq.importers.source import Matrices
 

@@ -13,6 +13,7 @@ from bcq import contract, packing
 from bcq.importers.factors import factors_of, relative_error
 from bcq.importers.nbits import NbitsMatrix, bias_of, is_nbits, read_node
 from bcq.importers.result import ImportedMatrix
+from bcq.matrices.resume import Finished
 from bcq.packing import PackedWeight
 from bcq.passes import Left, MatrixRef, naming, sweep
 from bcq.passes.carry_functions import carry_functions
@@ -20,7 +21,6 @@ from bcq.passes.modernize import modernize
 from bcq.passes.pack_matrices import pack_matrices
 from bcq.passes.rewrite import Replacement
 from bcq.passes.work import Matrix, Reading, Work
-from bcq.resume import Finished
 
 KIND = "matmulnbits"
 _ADDED = re.compile(r"(_Q\d+(G\d+)?|\.qweight|_quantized)$")

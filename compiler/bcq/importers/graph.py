@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bcq import passes, report
-from bcq.atomic import AtomicFolder, check_apart
-from bcq.checkpoint import read_config, read_json
+from bcq.checks.external import check_file
+from bcq.checks.model import check_model
 from bcq.errors import UnsupportedError
-from bcq.external import check_file
+from bcq.exporting.write import write_model
+from bcq.files.atomic import AtomicFolder, check_apart
+from bcq.files.checkpoint import read_config, read_json
+from bcq.files.genai import CONFIG_FILE
+from bcq.files.inside import check_unchanged, inner_file
+from bcq.files.manifest import write_manifest
 from bcq.frontends import onnx_file
-from bcq.genai import CONFIG_FILE
 from bcq.importers.from_nbits import PIPELINE, NbitsSource
 from bcq.importers.result import ImportedMatrix
 from bcq.importers.to_nbits import rewrite
-from bcq.inside import check_unchanged, inner_file
-from bcq.manifest import write_manifest
-from bcq.model_check import check_model
+from bcq.matrices.resume import Finished
 from bcq.progress import Progress
 from bcq.quantize import check_side_files, copy_side_files
-from bcq.resume import Finished
-from bcq.write import write_model
 
 _MODEL = "model.onnx"
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bcq import contract
 from bcq.bcq import Words
-from bcq.checkpoint import Checkpoint
 from bcq.errors import InputError, UnsupportedError
+from bcq.files.checkpoint import Checkpoint
 from bcq.importers.factors import Scales
 
 _WORDS = {"I32": "<u4", "U32": "<u4"}

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from bcq import contract, packing
-from bcq.base import BaseMatrix
 from bcq.bcq import BcqWeight, check_group_size
 from bcq.errors import UnsupportedError
+from bcq.files.base import BaseMatrix
 from bcq.fused import NOTE
 from bcq.importers.as_grid import Blocks, blocks_of, levels_of
 from bcq.importers.nbits import DOMAIN, OP, malformed, refuse

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bcq.base import BaseMatrix, QuantizedBase
+from bcq.files.base import BaseMatrix, QuantizedBase
 from bcq.nn.decode import Shape
 from bcq.nn.modules import packed_layer
 from bcq.nn.packed import PackedMatrix

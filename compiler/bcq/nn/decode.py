@@ -20,7 +20,7 @@ from bcq.errors import ResourceError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bcq.core import Core
+    from bcq.kernels.core import Core
     from bcq.packing import PackedWeight
 
 Array = NDArray[Any]
@@ -83,7 +83,7 @@ class Factors:
 @cache
 def kernels() -> Core | None:
     """The library's kernels, or None where it is not built: everything works without, slower."""
-    from bcq.core import Core
+    from bcq.kernels.core import Core
 
     try:
         return Core.load()

@@ -7,8 +7,8 @@ from functools import cache
 
 import torch
 
-from bcq.cuda import Cuda, CudaWeight
 from bcq.errors import ResourceError
+from bcq.kernels.cuda import Cuda, CudaWeight
 from bcq.nn.decode import Factors, Shape
 
 # Up to so many rows of X the kernels are taken; above, weights are decoded for a dense product. By counts of

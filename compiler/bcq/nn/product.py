@@ -35,7 +35,7 @@ from bcq.nn.decode import (
 from bcq.packing import PackedWeight
 
 if TYPE_CHECKING:
-    from bcq.core import Core
+    from bcq.kernels.core import Core
 
 PANEL = 64  # tokens; as many as kernels take at once
 KERNEL_ROWS = 32  # up to here the kernels beat decoding and a dense product, from 64 on they do not (q = 3)

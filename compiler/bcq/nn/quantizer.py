@@ -15,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bcq import contract
-from bcq.base import QuantizedBase, metadata
 from bcq.errors import UnsupportedError
+from bcq.files.base import QuantizedBase, metadata
 from bcq.nn.convert import describe, packed_matrices, put_packed
 from bcq.nn.packed import PARTS
 from bcq.nn.trainable import train_only

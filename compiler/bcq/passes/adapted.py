@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
 from bcq.errors import InputError
+from bcq.files.base import QuantizedBase
 from bcq.packing import PackedWeight
 from bcq.passes.weights import FromBase, Left, MatrixRef
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bcq import contract, functions
+from bcq import contract
 from bcq.errors import UnsupportedError
+from bcq.exporting import functions
 from bcq.passes.work import GATHER, Work
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bcq import contract, functions
+from bcq import contract
 from bcq.errors import UnsupportedError
+from bcq.exporting import functions
 from bcq.passes.work import Work
 
 IR_VERSION = 10  # what every ONNX Runtime that the library knows can read; no file of ours needs more

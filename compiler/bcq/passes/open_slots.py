@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bcq import contract, fused
-from bcq.adapter import Adapter
-from bcq.base import QuantizedBase
+from bcq.adapters.adapter import Adapter
+from bcq.adapters.slots import DENSE, Slot, Slots
+from bcq.files.base import QuantizedBase
 from bcq.passes.adapted import parameter
-from bcq.slots import DENSE, Slot, Slots
 
 _PORTS = tuple(port.name for port in contract.MATMUL.inputs)
 _SUFFIX = f".{_PORTS[1]}"

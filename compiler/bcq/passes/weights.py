@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from bcq import contract, packing, plan, report
+from bcq import contract, packing, report
 from bcq.bcq import Float32, ceil_div
 from bcq.errors import InputError
+from bcq.matrices import plan
+from bcq.matrices.resume import key_of
 from bcq.packing import PackedWeight
-from bcq.resume import key_of
 
 if TYPE_CHECKING:
-    from bcq.base import QuantizedBase
-    from bcq.resume import Finished
+    from bcq.files.base import QuantizedBase
+    from bcq.matrices.resume import Finished
 
 GATHER_KIND = "gather"
 

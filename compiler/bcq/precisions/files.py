@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bcq.checkpoint import read_json
 from bcq.errors import InputError, UsageError
+from bcq.files.checkpoint import read_json
 
 MODEL_FILE = "model.onnx"  # of the highest precision
 ENCODER_FILE = "model-encoder.onnx"  # of an encoder-decoder: what reads the source

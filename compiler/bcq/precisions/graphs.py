@@ -13,9 +13,9 @@ from bcq.precisions.files import MODEL_FILE, graph_name
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from bcq.base import QuantizedBase
+    from bcq.files.base import QuantizedBase
+    from bcq.matrices.plan import QuantizeOptions
     from bcq.passes import WeightSource
-    from bcq.plan import QuantizeOptions
 
 Pack = Callable[["ir.Model", "WeightSource"], object]
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bcq import packing
+from bcq.matrices.resume import Finished, key_of
 from bcq.packing import PackedWeight
-from bcq.resume import Finished, key_of
 
 if TYPE_CHECKING:
-    from bcq.base import BaseMatrix
     from bcq.bcq import Float32
+    from bcq.files.base import BaseMatrix
 
 METHOD = "nested"
 Precisions = dict[int, tuple[str, PackedWeight, float]]  # by bits: key, weight, relative error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bcq.errors import InputError
-from bcq.manifest import NAME as MANIFEST
+from bcq.files.manifest import NAME as MANIFEST
 from bcq.report import REPORT_FILE, Row, Summary, read_report, summarize
 
 MODEL_FILES = ("model.onnx*", "*.safetensors")  # of an export, of a quantized base

@@ -9,7 +9,7 @@ from pathlib import Path
 from bcq.bench.end_to_end.measure import prompt_of
 from bcq.bench.end_to_end.profile import Shares, profile_export
 from bcq.errors import UnsupportedError
-from bcq.genai import CONFIG_FILE
+from bcq.files.genai import CONFIG_FILE
 from bcq.report_page.contents import Contents
 
 PROMPT = 32

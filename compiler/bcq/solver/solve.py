@@ -38,7 +38,7 @@ def solve(
         weights: float32 ``[N, K]``, finite.
         bits: q, 1 to 8.
         group_size: g, a multiple of 32, or K.
-        method: one of ``bcq.plan.METHODS``.
+        method: one of ``bcq.matrices.plan.METHODS``.
         offset: whether each group has an offset.
         seed: seed of random choices; the present methods make none.
         name: of the tensor, for errors.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from bcq.atomic import sync
 from bcq.errors import InputError
+from bcq.files.atomic import sync
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

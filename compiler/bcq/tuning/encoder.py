@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcq.checkpoint import read_json
 from bcq.errors import UsageError
+from bcq.files.checkpoint import read_json
 from bcq.tuning.data import Example
 from bcq.tuning.options import TuneOptions
 

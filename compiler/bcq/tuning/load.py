@@ -12,9 +12,9 @@ import torch
 import transformers
 
 import bcq.nn  # teaches transformers to load a base
-from bcq.base import QuantizedBase
-from bcq.checkpoint import Checkpoint
 from bcq.errors import UsageError
+from bcq.files.base import QuantizedBase
+from bcq.files.checkpoint import Checkpoint
 from bcq.frontends.architectures import Architecture, architecture_of
 from bcq.frontends.weightless import quiet, without_pooler
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 import bcq.nn
-from bcq.adapter import Adapter, Alphas, check_name
-from bcq.base import BaseMatrix, QuantizedBase
+from bcq.adapters.adapter import Adapter, Alphas, check_name
 from bcq.errors import UnsupportedError, UsageError
+from bcq.files.base import BaseMatrix, QuantizedBase
+from bcq.files.manifest import file_hash
 from bcq.frontends.architectures import Architecture, architecture_of
 from bcq.frontends.names import stored_names
 from bcq.generation.text import open_tokenizer
-from bcq.manifest import file_hash
 from bcq.nn.decode import untiled
 from bcq.nn.packed import PARTS, PackedMatrix
 from bcq.progress import SILENT, Progress

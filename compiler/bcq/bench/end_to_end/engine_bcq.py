@@ -10,8 +10,8 @@ import numpy as np
 
 from bcq import Model
 from bcq.bench.end_to_end.engine import Logits
-from bcq.checkpoint import read_json
-from bcq.genai import CONFIG_FILE
+from bcq.files.checkpoint import read_json
+from bcq.files.genai import CONFIG_FILE
 from bcq.runtime import default_options, session
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.bench.end_to_end.engine_llama import library
-from bcq.checkpoint import Checkpoint, read_config
+from bcq.files.checkpoint import Checkpoint, read_config
 
 # llama.cpp's names of whole files; each mixes formats of tensors as its authors found best.
 FILE_TYPES = {"Q4_0": 2, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "TQ2_0": 37}

@@ -19,8 +19,8 @@ from bcq.bench.end_to_end.profile import Shares, profile_export
 from bcq.bench.end_to_end.result import EndToEnd, Standing, standing
 from bcq.bench.machine import machine
 from bcq.bench.measure import SETTLE
-from bcq.checkpoint import read_config
 from bcq.errors import ParityFailure
+from bcq.files.checkpoint import read_config
 from bcq.progress import SILENT, Progress
 
 # The cosine of unrelated scores of V tokens is 0 with a standard deviation of 1 / sqrt(V). Five of these are

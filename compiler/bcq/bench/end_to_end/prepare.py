@@ -18,9 +18,9 @@ from pathlib import Path
 from bcq.bench.end_to_end import gguf_file
 from bcq.bench.end_to_end.plan import BLOCKS, GGUF, Entrant, Plan, Variant
 from bcq.bench.end_to_end.shapes import SHAPES, random_model
-from bcq.checkpoint import read_config
 from bcq.errors import ParityFailure, UnsupportedError
-from bcq.genai import CONFIG_FILE
+from bcq.files.checkpoint import read_config
+from bcq.files.genai import CONFIG_FILE
 from bcq.progress import SILENT, Progress
 from bcq.runtime import one_line
 
