@@ -27,7 +27,7 @@ from bcq.files.checkpoint import Checkpoint, read_json
 from bcq.files.exported import ExportedWeights
 from bcq.files.integrity import check_integrity
 from bcq.files.kinds import kind_of
-from bcq.generation.described import read_described
+from bcq.generation.described import begin_token, read_described
 from bcq.generation.template import open_template
 from bcq.importers.folder import read_folder
 from bcq.lora.checkpoint import Lora
@@ -163,6 +163,12 @@ def _genai(file: Path) -> None:
     read_described(file, read_json(file), _Session())
 
 
+def _encoder_decoder(file: Path) -> None:
+    config = read_json(file)
+    _genai(file)
+    begin_token(file, config)
+
+
 def _similarity(file: Path) -> None:
     read_examples(file, TuneOptions(task="similarity"))
 
@@ -189,6 +195,7 @@ PLACES = (
     Place("texts/request", "json", _request(False)),
     Place("texts/request", "json", _request(True)),
     Place("texts/genai_config.json", "json", _genai),
+    Place("texts/encoder_decoder_config.json", "json", _encoder_decoder),
     Place("texts/tokenizer_config.json", "json", lambda file: open_template(file.parent)),
     Place("texts/pairs.jsonl", "lines", _similarity),
     Place("texts/pairs.tsv", "lines", _similarity),

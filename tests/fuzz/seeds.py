@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ _REQUEST = {
     "temperature": 0.5, "stop": ["x"], "stream": True, "stream_options": {"include_usage": True}, "n": 1,
     "seed": 7, "top_p": 0.9,
 }  # fmt: skip
-_GENAI = {
+_GENAI: dict[str, dict[str, Any]] = {
     "model": {"context_length": 64, "vocab_size": 20, "eos_token_id": [1, 2], "type": "gpt2"},
     "search": {"past_present_share_buffer": True},
 }
@@ -168,6 +169,8 @@ def _texts(folder: Path) -> None:
     folder.mkdir()
     (folder / "request").write_text(json.dumps(_REQUEST))
     (folder / "genai_config.json").write_text(json.dumps(_GENAI))
+    seq2seq = {"model": {**_GENAI["model"], "type": "encoder-decoder", "decoder_start_token_id": 0}}
+    (folder / "encoder_decoder_config.json").write_text(json.dumps(seq2seq))
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER))
     line = json.dumps({"text1": "a", "text2": "b", "score": 3.5, "label": "x", "text": "ab"})
     (folder / "pairs.jsonl").write_text(f"{line}\n\n{line}\n")
