@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality against bits: binary codes, with and without calibration, and other quantizers at equal bits.
+r"""Quality against bits: binary codes, with and without calibration, and other quantizers at equal bits.
 
-    python tools/quality_curve.py --data DATA --models MODELS --write docs/benchmarks/quality-curve.md
+    python tools/quality_curve.py --data DATA --models MODELS --calibration 1500 \
+        --write docs/benchmarks/quality-curve.md
 
 Every row counts all bits of codes, alphas, offsets, scales and zero points of the linear layers. A peer
 gets the largest group that costs at least as many bits as the binary code beside it. Calibrated methods see
@@ -64,7 +65,7 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     rows: dict[str, Any] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
-    for name in arguments.model:
+    for name in () if arguments.no_compute else arguments.model:
         subject = encoder(arguments) if name == MODELS[0] else language_model(arguments, name)
         rows.setdefault(name, {"unit": subject.unit, "reference": subject.reference, "rows": {}})
         for bits in arguments.bits:
@@ -94,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=64, help="of the test")
     parser.add_argument("--train", type=int, default=64, help="windows of the calibration")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-compute", action="store_true", help="write what the rows have")
     return parser.parse_args()
 
 
