@@ -20,7 +20,7 @@ from bcq.exporting.tasks import ExportTasks
 from bcq.exporting.write import write_model, write_models
 from bcq.files.atomic import AtomicFolder, check_apart, check_replaceable
 from bcq.files.base import QuantizedBase, is_base
-from bcq.files.checkpoint import Checkpoint, read_config, read_json
+from bcq.files.checkpoint import Checkpoint, read_config
 from bcq.files.inside import check_unchanged
 from bcq.files.manifest import write_manifest
 from bcq.frontends.abilities import check_abilities
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from bcq.adapters.adapter import Adapter
-    from bcq.frontends.hf import Skeleton
     from bcq.passes import PackReport, WeightSource
 
 MODEL_FILE = "model.onnx"
@@ -372,6 +371,7 @@ def _export_base(
     base: QuantizedBase, folder: Path, progress: Progress, graph: _GraphChoices, tasks: ExportTasks
 ) -> tuple[str, PackReport]:
     """Model, configuration and tokenizer of a base; the kind, and what was packed."""
+    from bcq.exporting.describe import write_description
     from bcq.frontends import hf
     from bcq.passes.report import joined
     from bcq.quantize import copy_side_files
@@ -389,7 +389,7 @@ def _export_base(
     write_models({folder / name: model for name, model in models.items()})
     _write_json(folder / "config.json", base.config)
     copy_side_files(base.folder, folder)
-    _write_description(base, skeleton, folder)
+    write_description(base, skeleton, folder)
     if graph.int8_cache:
         _shrink_caches(folder, models)
     check_unchanged(base.checkpoint.stamps)
@@ -439,30 +439,6 @@ def _packed(model: ir.Model, weights: WeightSource, progress: Progress, graph: _
 
     pipeline = passes.PIPELINE if graph.fuse else passes.UNFUSED
     return passes.run(model, weights, progress, pipeline, graph.accuracy_level)
-
-
-def _write_description(base: QuantizedBase, skeleton: Skeleton, folder: Path) -> None:
-    """How the graphs of something that generates are run, and what onnxruntime-genai wants beside them."""
-    from bcq.files.genai import write_genai
-    from bcq.frontends.weightless import spelt_out
-    from bcq.generation.described import write_encoder_decoder
-    from bcq.runtime import library_path
-
-    if skeleton.architecture.kind == "encoder":
-        return
-    file = folder / "generation_config.json"
-    config, generation = spelt_out(base.folder), read_json(file) if file.is_file() else {}
-    if skeleton.encoder is not None:
-        write_encoder_decoder(folder, config, generation)
-        return
-    write_genai(
-        folder,
-        library=library_path(),
-        config=config,
-        generation=generation,
-        with_positions=any(value.name == "position_ids" for value in skeleton.model.graph.inputs),
-        share_buffer=any(node.op_type == "GroupQueryAttention" for node in skeleton.model.graph),
-    )
 
 
 def _check_share(packed: PackReport, allow_partial: bool) -> None:
