@@ -34,6 +34,10 @@ from bcq.generation.encoder_decoder import EncoderDecoder
 from bcq.generation.template import PlainForm
 from bcq.parity.reference import original_model
 from bcq.precisions.files import ENCODER_FILE, MODEL_FILE
+from bcq.serve.engine import Engine
+from bcq.serve.limits import Limits
+from bcq.serve.refusal import Refusal
+from bcq.serve.request import parse
 from tiny_adapters import task
 from tiny_families import give_own_head, save
 from tiny_tokenizer import WORDS
@@ -180,6 +184,19 @@ def test_the_file_alone_gives_the_same_tokens_without_the_library(made: Made, mo
 
 def test_a_stream_is_the_answer_piece_by_piece(model: EncoderDecoder) -> None:
     assert "".join(model.stream("w3 w15", 10)) == model.generate("w3 w15", 10)
+
+
+def test_completions_are_served_and_chats_refused(model: EncoderDecoder) -> None:
+    engine = Engine(model, "m", PlainForm(), Limits())
+    asked = {"model": "m", "prompt": ["w3 w15", "w60"], "max_tokens": 8, "temperature": 0}
+    planned = engine.plan(parse(json.dumps(asked).encode(), Limits(), False))
+    answers = ["".join(begin().texts()) for begin in planned.begins]
+    assert answers == [model.generate(text, 8) for text in ("w3 w15", "w60")]
+    assert planned.prompt_tokens == 5  # with the end token of each
+    chat = {"model": "m", "messages": [{"role": "user", "content": "w3"}]}
+    with pytest.raises(Refusal, match="no conversation") as caught:
+        engine.plan(parse(json.dumps(chat).encode(), Limits(), True))
+    assert caught.value.status == 400
 
 
 def test_an_adapter_of_both_graphs_is_put_into_both(made: Made, tmp_path: Path) -> None:

@@ -116,6 +116,6 @@ def require_chat(model: Model) -> None:
     if not model.continues:
         raise UsageError(
             "E203",
-            f"{model.folder} is an encoder-decoder: it answers one text and holds no conversation.",
+            "this model is an encoder-decoder: it answers one text and holds no conversation.",
             "Use `bcq run`, or completions of `bcq serve`.",
         )
