@@ -16,6 +16,7 @@ DATA holds ``lm/train.txt.xz``, ``lm/test.txt.xz``, ``sst2/train.tsv.xz``, ``wik
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -34,11 +35,13 @@ from bcq.solver import solve, solve_calibrated
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
 from quality_peers import PEERS
 from quality_plot import plot
-from quality_stream import Solve, blocks_of, linears_of, quantized
+from quality_stream import Solve, blocks_of, linears_of, quantized, refined
 
 CODES = {"row": (0, False), "128": (128, True)}  # binary codes: group size (0: one a row), with an offset
 MODELS = ("all-MiniLM-L6-v2", "gpt2-small", "gpt2-tiny")
-PLAIN, CALIBRATED = "BCQ data-free", "BCQ calibrated"
+PLAIN, CALIBRATED, REFINED = "BCQ data-free", "BCQ calibrated", "BCQ calibrated and refined"
+OWN = (REFINED, CALIBRATED, PLAIN)
+PASSES = 4  # of refining over the calibration text
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
-    parser.add_argument("--method", nargs="+", default=[PLAIN, CALIBRATED, *PEERS])
+    parser.add_argument("--method", nargs="+", default=[*OWN, *PEERS])
     parser.add_argument("--rows", type=Path, default=Path("build/quality-curve.json"))
     parser.add_argument("--write", type=Path, help="page; the plot lies beside it")
     parser.add_argument("--calibration", type=int, default=600, help="sentences of the calibration")
@@ -110,8 +113,22 @@ def language_model(arguments: argparse.Namespace, name: str) -> Subject:
         : arguments.windows
     ]
     batches = [{"input_ids": batch} for batch in torch.split(train, 8)]
-    reference = perplexity(model, test)
-    return Subject(model, batches, lambda it: {"value": perplexity(it, test)}, "perplexity", reference)
+    original = copy.deepcopy(model)
+
+    def judge(changed: Any) -> dict[str, float]:
+        return {"value": perplexity(changed, test), "divergence": divergence(original, changed, test)}
+
+    return Subject(model, batches, judge, "perplexity", perplexity(model, test))
+
+
+@torch.inference_mode()
+def divergence(model: Any, changed: Any, windows: Tensor) -> float:
+    """The mean Kullback-Leibler divergence of the changed model's next tokens from the model's, in nats."""
+    total = 0.0
+    for batch in torch.split(windows, 8):
+        expected, found = (it(batch).logits.log_softmax(-1) for it in (model, changed))
+        total += float((expected.exp() * (expected - found)).sum())
+    return total / windows.numel()
 
 
 def calibration_sentences(data: Path, count: int) -> list[str]:
@@ -166,7 +183,11 @@ def compute(
             )
             width = group_size
         began = time.perf_counter()
-        changed = quantized(subject.model, subject.batches, act, calibrated)
+        if method == REFINED:
+            pack = partial(solved, bits, group_size, offset)
+            changed = refined(subject.model, subject.batches, pack, PASSES)
+        else:
+            changed = quantized(subject.model, subject.batches, act, calibrated)
         seconds = time.perf_counter() - began
         weights = sum(matrix.numel() for matrix in matrices)
         rows[key] = {
@@ -184,15 +205,17 @@ def compute(
 def code(
     bits: int, group_size: int, offset: bool, method: str, weights: Tensor, moments: Tensor | None
 ) -> Tensor:
+    """What a binary code stands for."""
+    found = solved(bits, group_size, offset, weights, moments if method == CALIBRATED else None)
+    return torch.from_numpy(found.dequantize())
+
+
+def solved(bits: int, group_size: int, offset: bool, weights: Tensor, moments: Tensor | None) -> BcqWeight:
     """A binary code."""
-    dense, width = weights.numpy(), group_size or weights.shape[1]
-    solved: BcqWeight
-    if method == CALIBRATED:
-        assert moments is not None
-        solved = solve_calibrated(dense, moments.numpy(), bits, width, offset)
-    else:
-        solved = solve(dense, bits, width, offset=offset)
-    return torch.from_numpy(solved.dequantize())
+    dense, width = weights.detach().numpy(), group_size or weights.shape[1]
+    if moments is None:
+        return solve(dense, bits, width, offset=offset)
+    return solve_calibrated(dense, moments.numpy(), bits, width, offset)
 
 
 def peer_solve(act: Any, bits: int, group_size: int, weights: Tensor, moments: Tensor | None) -> Tensor:
@@ -234,7 +257,7 @@ def page(rows: dict[str, Any], figure: str) -> str:
         lines.append(f"## {name}: {model['unit']}, float32 {model['reference']:.4g}\n")
         lines.append("| method | " + " | ".join(columns(model)) + " |")
         lines.append("|---" * (len(columns(model)) + 1) + "|")
-        for method in (CALIBRATED, PLAIN, *PEERS):
+        for method in (*OWN, *PEERS):
             cells = [cell(model, method, column) for column in columns(model).values()]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from bcq.bcq import BcqWeight
+from bcq.calibration.refine import Lesson, refine
+from bcq.packing import PackedWeight, pack, unpack
+
 Batch = tuple[
     Tensor, dict[str, Any], Tensor
 ]  # hidden states, the block's other arguments, mask of real tokens
+Pack = Callable[[Tensor, Tensor], BcqWeight]  # the same to binary codes
 Solve = Callable[[Tensor, "Tensor | None"], Tensor]  # weights [N, K], second moments [K, K] -> dense
 
 
@@ -43,12 +48,54 @@ def quantized(model: Any, batches: list[dict[str, Tensor]], solve: Solve, calibr
     return result
 
 
+def refined(model: Any, batches: list[dict[str, Tensor]], solve: Pack, passes: int) -> Any:
+    """The same with binary codes under the second moments, their factors trained together block by block."""
+    result = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        streams, targets = first_inputs(result, batches), first_inputs(model, batches)
+    for block, dense in zip(blocks_of(result), blocks_of(model), strict=True):
+        with torch.no_grad():
+            targets = [(run(dense, batch)[1], *batch[1:]) for batch in targets]
+            layers = solved_layers(block, second_moments(block, streams), solve)
+        lesson = lesson_of(block, streams, targets)
+        with torch.no_grad():
+            for name, weight in refine(layers, lesson, passes).weights.items():
+                put(layers[name][0], torch.from_numpy(unpack(weight).dequantize()))
+            streams = [(run(block, batch)[1], *batch[1:]) for batch in streams]
+    return result
+
+
+def solved_layers(block: Any, moments: dict[str, Tensor], solve: Pack) -> dict[str, tuple[Any, PackedWeight]]:
+    """The linear layers of a block and their binary codes."""
+    return {
+        name: (module, pack(solve(rows_of(module), moments[name])))
+        for name, module in linears_of(block).items()
+    }
+
+
+def lesson_of(block: Any, streams: list[Batch], targets: list[Batch]) -> Lesson:
+    """What a block is to make of these streams: its real tokens as in the dense model."""
+
+    def output(batch: int) -> Tensor:
+        return run(block, streams[batch])[1][streams[batch][2]]
+
+    return Lesson(len(streams), output, lambda batch: targets[batch][0][targets[batch][2]])
+
+
 def replace(module: Any, solve: Solve, moments: Tensor | None) -> None:
     """Puts what ``solve`` returns in the place of a layer's weights."""
-    turned = isinstance(module, Conv1D)
-    weights = module.weight.T if turned else module.weight
-    dense = solve(weights.contiguous(), moments)
-    module.weight.copy_(dense.T if turned else dense)
+    put(module, solve(rows_of(module), moments))
+
+
+def rows_of(module: Any) -> Tensor:
+    """The weights of a layer, ``[N, K]``."""
+    weights: Tensor = module.weight.T if isinstance(module, Conv1D) else module.weight
+    return weights.contiguous()
+
+
+def put(module: Any, dense: Tensor) -> None:
+    """Gives a layer other weights, ``[N, K]``."""
+    module.weight.copy_(dense.T if isinstance(module, Conv1D) else dense)
 
 
 class _Caught(Exception):

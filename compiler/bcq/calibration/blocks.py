@@ -29,6 +29,10 @@ class Call:
         """What the arguments are: types, and sizes of tensors."""
         return [_shape(value) for value in (self.args, sorted(self.kwargs.items()))]
 
+    def for_training(self) -> Call:
+        """The same with tensors that a gradient may pass by; those of a model that was only run may not."""
+        return Call(_copied(self.args), _copied(self.kwargs), self.named)
+
 
 class _ReachedError(Exception):
     """A place in the model behind which nothing matters."""
@@ -85,10 +89,14 @@ class Blocks:
     def run(self, number: int, states: torch.Tensor, call: Call) -> torch.Tensor:
         """Runs one block on hidden states; several threads may do so."""
         with torch.inference_mode():
-            if call.named:
-                returned = self.items[number](**{_STATES: states}, **call.kwargs)
-            else:
-                returned = self.items[number](states, *call.args, **call.kwargs)
+            return self.output(number, states, call)
+
+    def output(self, number: int, states: torch.Tensor, call: Call) -> torch.Tensor:
+        """What `run` gives, with gradients where they are on and the call is `Call.for_training`."""
+        if call.named:
+            returned = self.items[number](**{_STATES: states}, **call.kwargs)
+        else:
+            returned = self.items[number](states, *call.args, **call.kwargs)
         result: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
         return result
 
@@ -194,6 +202,14 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
         return args[0], Call(args[1:], kwargs, named=False)
     rest = {name: value for name, value in kwargs.items() if name != _STATES}
     return kwargs[_STATES], Call((), rest, named=True)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _numbered(number: int, replacement: Replacement) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from bcq import __version__, contract
 from bcq.calibration.blocks import Blocks, Call
 from bcq.calibration.hidden import HiddenStates
 from bcq.calibration.moments import Moments, Reading, Readings
+from bcq.calibration.refine import Lesson, refine
 from bcq.calibration.settings import CalibrationOptions
 from bcq.calibration.task import SolveTask, Workers
 from bcq.calibration.tokens import TokenBatches, read_tokens
@@ -76,7 +77,7 @@ def calibrate(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-")))
         workers = stack.enter_context(open_workers(options))
         threads = stack.enter_context(ThreadPoolExecutor(options.parallel))
-        walk = _Walk(checkpoint, packed, model, solver, tokens, scratch, workers, threads, options.parallel)
+        walk = _Walk(checkpoint, packed, model, solver, tokens, scratch, workers, threads, options)
         stack.callback(walk.close)
         walk.run()
 
@@ -109,11 +110,11 @@ class _Walk:
         scratch: Path,
         workers: Workers,
         threads: ThreadPoolExecutor,
-        ahead: int,
+        options: CalibrationOptions,
     ) -> None:
         names = stored_names(model, checkpoint.tensors, checkpoint.folder)
-        self._checkpoint, self._packed, self._solver = checkpoint, packed, solver
-        self._scratch, self._workers, self._threads, self._ahead = scratch, workers, threads, ahead
+        self._checkpoint, self._packed, self._solver, self._options = checkpoint, packed, solver, options
+        self._scratch, self._workers, self._threads = scratch, workers, threads
         self._batches = [torch.from_numpy(batch) for batch in tokens.batches]
         self._blocks = Blocks(model)
         self._layers = {  # matrices that are layers, by the names of their modules
@@ -131,6 +132,7 @@ class _Walk:
         self._outer_layers = [name for name in self._layers if not name.startswith(inside)]
         shapes = [(len(batch), batch.shape[1]) for batch in self._batches]
         self._states = HiddenStates(scratch / "states", shapes)  # of the blocks as they were packed
+        self._dense = HiddenStates(scratch / "dense", shapes)  # of the dense model, to refine by
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self._digest = self._begin(tokens.digest)
 
@@ -148,6 +150,7 @@ class _Walk:
     def close(self) -> None:
         """Closes files."""
         self._states.close()
+        self._dense.close()
 
     def _front(self) -> None:
         """Hidden states of the first block; a layer before it is solved, and they are made again."""
@@ -157,6 +160,10 @@ class _Walk:
             self._follow({name: self._outside[name] for name in moments.names()})
             self._moments_of_front().remove()
         moments.remove()
+        if self._options.refine:
+            with self._weights.loaded(self._outside, packed=False):
+                for number, ids in enumerate(self._batches):
+                    self._dense.write(number, self._blocks.front(ids)[0])
 
     def _moments_of_front(self) -> Moments:
         moments, readings = Moments(self._scratch), self._readings(self._outer_layers)
@@ -173,35 +180,77 @@ class _Walk:
         """Solves one block under what it reads while it is dense, and moves the hidden states behind it."""
         block, name = self._blocks.items[number], f"{self._blocks.name}.{number}"
         held = holders(block, name)
-        missing = self._missing([layer for layer in self._layers if layer.startswith(f"{name}.")])
-        if missing:
-            self._solve_block(number, held, missing)
-
-        def move(batch: int) -> None:
-            self._states.write(batch, self._run_block(number, batch))
-
+        layers = [layer for layer in self._layers if layer.startswith(f"{name}.")]
+        if self._options.refine:
+            self._refined_block(number, held, layers)
+        elif missing := self._missing(layers):
+            self._solve_block(number, held, layers=missing, missing=missing).remove()
         with self._weights.loaded(held, packed=True):
-            for _ in self._each_batch(move):
-                pass
+            self._move(number, self._states)
         self._follow(held)
 
-    def _solve_block(self, number: int, held: Mapping[str, nn.Module], missing: Mapping[str, str]) -> None:
-        moments, readings = Moments(self._scratch), self._readings(missing)
+    def _refined_block(self, number: int, held: Mapping[str, nn.Module], layers: list[str]) -> None:
+        """The same, then the factors of its matrices are trained together."""
+        with self._weights.loaded(held, packed=False):
+            self._move(number, self._dense)
+        inputs = f"{self._digest} refined in {self._options.refine} passes"
+        keys = {layer: self._solver.key(self._layers[layer], inputs) for layer in layers}
+        if self._solver.recall_all([(self._layers[layer], key) for layer, key in keys.items()]):
+            return
+        moments = self._solve_block(number, held, layers, self._missing(layers))
+        solved = {layer: self._layers[layer] for layer in layers if self._is_solved(layer)}
+        with self._weights.loaded(held, packed=True):
+            refined = self._refine(number, solved)
+        for layer, weight in refined.items():
+            self._solver.refine(solved[layer], keys[layer], weight, moments.path(layer))
+        moments.remove()
+
+    def _refine(self, number: int, layers: Mapping[str, BaseMatrix]) -> Mapping[str, PackedWeight]:
+        """Trains the factors of these layers of a block, from packed states to the dense ones behind it."""
+        calls = {shape: calls[number].for_training() for shape, calls in self._calls.items()}
+
+        def output(batch: int) -> torch.Tensor:
+            call = calls[tuple(self._batches[batch].shape)]
+            return self._blocks.output(number, self._states.read(batch), call)
+
+        weights = {
+            name: (self._blocks.model.get_submodule(name), self._solver.weight(matrix.stored))
+            for name, matrix in layers.items()
+        }
+        lesson = Lesson(len(self._batches), output, self._dense.read)
+        return refine(weights, lesson, self._options.refine, self._solver.seed).weights
+
+    def _solve_block(
+        self, number: int, held: Mapping[str, nn.Module], layers: Iterable[str], missing: Mapping[str, str]
+    ) -> Moments:
+        """Solves what is missing of a block; the second moments of these layers, in files."""
+        moments, readings = Moments(self._scratch), self._readings(layers)
 
         def read(batch: int) -> list[Reading]:
             readings.begin()
-            self._run_block(number, batch)
+            self._run_block(number, batch, self._states)
             return readings.end()
 
         with self._weights.loaded(held, packed=False), readings.hooked():
             for noted in self._each_batch(read):
                 moments.add(noted, self._threads)
         self._solve(missing, moments)
-        moments.remove()
+        return moments
 
-    def _run_block(self, number: int, batch: int) -> torch.Tensor:
-        calls = self._calls[tuple(self._batches[batch].shape)]
-        return self._blocks.run(number, self._states.read(batch), calls[number])
+    def _move(self, number: int, states: HiddenStates) -> None:
+        """Hidden states go through a block."""
+
+        def move(batch: int) -> None:
+            states.write(batch, self._run_block(number, batch, states))
+
+        for _ in self._each_batch(move):
+            pass
+
+    def _run_block(self, number: int, batch: int, states: HiddenStates) -> torch.Tensor:
+        return self._blocks.run(number, states.read(batch), self._call(number, batch))
+
+    def _call(self, number: int, batch: int) -> Call:
+        return self._calls[tuple(self._batches[batch].shape)][number]
 
     def _tail(self) -> None:
         """Solves what reads the last hidden states: heads and the layers before them."""
@@ -258,7 +307,7 @@ class _Walk:
         waiting: deque[Future[Result]] = deque()
         for batch in range(len(self._batches)):
             waiting.append(self._threads.submit(work, batch))
-            if len(waiting) >= self._ahead:
+            if len(waiting) >= self._options.parallel:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -29,6 +29,8 @@ class CalibrationOptions:
         calibration_tokens: tokens a window, and the longest line; None is the model's context, at most 512.
         workers: processes that solve matrices, and threads that run the model; None is one a core, at most
             4. The result does not depend on it.
+        refine: passes over the text in which the factors of each block's matrices are trained together,
+            against what the dense block makes of the text; 0 for none.
         scheduler: address of a Dask scheduler whose workers solve the matrices, such as
             ``tcp://host:8786``; empty for processes of this machine.
 
@@ -40,6 +42,7 @@ class CalibrationOptions:
     calibration_windows: int | None = None
     calibration_tokens: int | None = None
     workers: int | None = None
+    refine: int = 0
     scheduler: str = ""
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class CalibrationOptions:
             _check_least("--calibration-tokens", self.calibration_tokens, 2)
         if self.workers is not None:
             _check_least("--workers", self.workers, 1)
+        _check_least("--refine", self.refine, 0)
         if self.scheduler and "://" not in self.scheduler:
             raise UsageError(
                 "E202",
@@ -69,11 +73,12 @@ class CalibrationOptions:
 
     def described(self) -> dict[str, Any]:
         """What decides the result, for ``config.json``: not where it was computed."""
-        return {
+        described = {
             "text": self.calibrate.name,
             "windows": self.calibration_windows,
             "tokens": self.calibration_tokens,
         }
+        return {**described, "refine": self.refine} if self.refine else described
 
 
 def _cores() -> int:

@@ -19,6 +19,7 @@ from bcq.errors import InputError, UsageError
 
 Ids = NDArray[np.int64]
 BATCH_TOKENS = 2048  # what the activations of one block are computed for at a time
+REFINE_TOKENS = 512  # the same where each batch is also one update of factors: many small ones learn more
 LEAST_TOKENS = 32
 _CHARACTERS = 32  # read for each token wanted: enough to spread windows over a text that is not huge
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_sequence_length")
@@ -134,7 +135,7 @@ def _windows(
     width = min(width, len(ids))
     whole = len(ids) // width
     rows = np.asarray(ids[: whole * width], np.int64).reshape(whole, width)
-    return _batched(rows[_spread(whole, count)])
+    return _batched(rows[_spread(whole, count)], options)
 
 
 def _sentences(
@@ -149,7 +150,7 @@ def _sentences(
     return [
         batch
         for length in lengths
-        for batch in _batched(np.asarray([row for row in chosen if len(row) == length], np.int64))
+        for batch in _batched(np.asarray([row for row in chosen if len(row) == length], np.int64), options)
     ]
 
 
@@ -173,8 +174,8 @@ def _spread(available: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, available - 1, min(count, available)).astype(np.int64)
 
 
-def _batched(rows: Ids) -> list[Ids]:
-    step = max(1, BATCH_TOKENS // rows.shape[1])
+def _batched(rows: Ids, options: CalibrationOptions) -> list[Ids]:
+    step = max(1, (REFINE_TOKENS if options.refine else BATCH_TOKENS) // rows.shape[1])
     return [rows[begin : begin + step] for begin in range(0, len(rows), step)]
 
 

@@ -14,7 +14,7 @@ from bcq.report import LISTED, REPORT_FILE
 if TYPE_CHECKING:
     from bcq.calibration import CalibrationOptions
 
-_NAMES = ("calibrate", "calibration_windows", "calibration_tokens", "workers", "scheduler")
+_NAMES = ("calibrate", "calibration_windows", "calibration_tokens", "refine", "workers", "scheduler")
 CALIBRATED = "calibrated"  # what the report of a base calls the method
 _PLACES = ("--workers", "--scheduler")  # where the work is done; the files do not depend on it
 
@@ -43,6 +43,12 @@ def add_calibration_options(verb: argparse.ArgumentParser) -> None:
         type=int,
         metavar="L",
         help="tokens a window (default: the model's context, at most 512)",
+    )
+    add(
+        "--refine",
+        type=int,
+        metavar="PASSES",
+        help="then train the factors block by block, this often over the text (4 is plenty; default 0)",
     )
     add("--workers", type=int, metavar="N", help="processes that solve matrices (default: cores, at most 4)")
     add("--scheduler", metavar="ADDRESS", help="solve on a Dask cluster, such as tcp://host:8786")

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bcq import packing
 from bcq.bcq import Float32
 from bcq.errors import ResourceError
 from bcq.matrices.resume import Finished, key_of
 from bcq.precisions import matrix as nested
-from bcq.solver import relative_error, solve
+from bcq.solver import calibrated_error, relative_error, solve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bcq.calibration.task import Solved
     from bcq.files.base import BaseMatrix
     from bcq.files.checkpoint import Checkpoint
@@ -132,10 +136,31 @@ class MatrixSolver:
             self._told(matrix, Outcome(key, CALIBRATED, *errors))
         return True
 
+    def recall_all(self, matrices: Sequence[tuple[BaseMatrix, str]]) -> bool:
+        """Whether a stopped run has left all of these calibrated matrices; else none is taken."""
+        if any(self._finished.errors(key) is None for _, key in matrices):
+            return False
+        return all(self.recall(matrix, key) for matrix, key in matrices)
+
     def keep(self, matrix: BaseMatrix, key: str, solved: Solved) -> None:
         """Takes a calibrated matrix."""
         self._finished.keep(key, solved.weight, solved.relative_error, solved.calibrated_error)
         self._told(matrix, Outcome(key, CALIBRATED, solved.relative_error, solved.calibrated_error))
+
+    def refine(self, matrix: BaseMatrix, key: str, weight: packing.PackedWeight, moments: Path) -> None:
+        """Takes new factors of a calibrated matrix.
+
+        Args:
+            matrix: it.
+            key: its new name.
+            weight: its codes with the new factors.
+            moments: file with the second moments of its inputs.
+        """
+        dense, plain = self._dense(matrix), packing.unpack(weight)
+        second = np.load(moments, mmap_mode="r", allow_pickle=False)
+        errors = relative_error(dense, plain), calibrated_error(dense, plain, second)
+        self._finished.keep(key, weight, *errors)
+        self._outcomes[matrix.stored] = Outcome(key, CALIBRATED, *errors)
 
     def _told(self, matrix: BaseMatrix, outcome: Outcome) -> None:
         self._outcomes[matrix.stored] = outcome
