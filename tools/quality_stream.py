@@ -57,9 +57,9 @@ def refined(model: Any, batches: list[dict[str, Tensor]], solve: Pack, passes: i
         with torch.no_grad():
             targets = [(run(dense, batch)[1], *batch[1:]) for batch in targets]
             layers = solved_layers(block, second_moments(block, streams), solve)
-        lesson = lesson_of(block, streams, targets)
+        better = refine(layers, lesson_of(block, streams, targets), passes)
         with torch.no_grad():
-            for name, weight in refine(layers, lesson, passes).weights.items():
+            for name, weight in better.weights.items():
                 put(layers[name][0], torch.from_numpy(unpack(weight).dequantize()))
             streams = [(run(block, batch)[1], *batch[1:]) for batch in streams]
     return result
