@@ -11,7 +11,7 @@ WORKERS ?= auto
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64 wheel-aarch64
+.PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning quality-curve gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64 wheel-aarch64
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -76,6 +76,10 @@ adapters: build ## one session, four tasks: memory, swap time, equality
 
 alphatuning: build ## the E2E table of alpha tuning from the folders MODEL and DATA; WORK keeps finished cells
 	$(PY) tools/alphatuning_table.py --model $(MODEL) --data $(DATA) --work $(WORK)
+
+quality-curve: build ## quality against bits beside RTN, HQQ and GPTQ, from the folders MODELS and DATA: hours
+	$(PY) tools/quality_curve.py --models $(MODELS) --data $(DATA) --calibration 1500 \
+	  --write docs/benchmarks/quality-curve.md
 
 gpu-check: ## build, check, sanitize and measure the CUDA kernels on this machine's GPU: 7 minutes
 	PYTHONPATH=compiler $(PYTHON) tools/gpu_check.py

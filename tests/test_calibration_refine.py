@@ -14,10 +14,12 @@ pytest.importorskip("transformers", reason="calibrating needs the packages for c
 import torch
 from torch import nn
 
+import bcq
 from bcq import packing
 from bcq.calibration import CalibrationOptions
 from bcq.calibration.refine import Lesson, refine
 from bcq.cli import main
+from bcq.errors import UsageError
 from bcq.files.base import QuantizedBase
 from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import REPORT, quantize
@@ -137,3 +139,8 @@ def test_refinement_that_makes_no_sense_is_refused(
     assert main(["quantize", str(model), "-o", str(tmp_path / "out"), *more]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_refining_without_a_text_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without calibrate"):
+        bcq.quantize(model, tmp_path / "out", bits=2, refine=2)

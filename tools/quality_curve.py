@@ -63,6 +63,25 @@ class Subject:
     reference: float
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Something that rows are ranked by: its key in a row, 1 where more is better and -1 where less is."""
+
+    key: str
+    title: str
+    sign: int
+    digits: str
+
+
+MEASURES = {
+    "mean cosine": [Measure("value", "Mean cosine", 1, ".4f")],
+    "perplexity": [
+        Measure("value", "Perplexity", -1, ".2f"),
+        Measure("divergence", "Kullback-Leibler divergence from float32, nats a token", -1, ".5f"),
+    ],
+}
+
+
 def main() -> None:
     """Computes the missing rows, then writes table and plot."""
     arguments = parse()
@@ -251,17 +270,24 @@ def shapes(model: Any) -> list[tuple[int, int]]:
 
 
 def page(rows: dict[str, Any], figure: str) -> str:
-    """The Markdown page."""
+    """The Markdown page: a table for each model and measure."""
     lines = [HEADER.format(figure=figure)]
     for name, model in rows.items():
-        lines.append(f"## {name}: {model['unit']}, float32 {model['reference']:.4g}\n")
-        lines.append("| method | " + " | ".join(columns(model)) + " |")
-        lines.append("|---" * (len(columns(model)) + 1) + "|")
-        for method in (*OWN, *PEERS):
-            cells = [cell(model, method, column) for column in columns(model).values()]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines.append(f"## {name}\n")
+        for measure in MEASURES[model["unit"]]:
+            rest = f", float32 {model['reference']:.5g}" if measure.key == "value" else ""
+            lines += [f"{measure.title}{rest}:\n", *table(model, measure), ""]
     return "\n".join(lines)
+
+
+def table(model: dict[str, Any], measure: Measure) -> list[str]:
+    """One line a method, one column a number of planes and kind of groups."""
+    headings = columns(model)
+    lines = ["| method | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
+    for method in (*OWN, *PEERS):
+        cells = [cell(model, method, column, measure) for column in headings.values()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def columns(model: dict[str, Any]) -> dict[str, tuple[int, str]]:
@@ -271,16 +297,16 @@ def columns(model: dict[str, Any]) -> dict[str, tuple[int, str]]:
     return {f"q={bits}, {headings[list(CODES)[kind]]}": (bits, list(CODES)[kind]) for bits, kind in pairs}
 
 
-def cell(model: dict[str, Any], method: str, column: tuple[int, str]) -> str:
+def cell(model: dict[str, Any], method: str, column: tuple[int, str], measure: Measure) -> str:
     """A result and its bits; bold when no method is better in this column."""
-    here = [row for row in model["rows"].values() if (row["planes"], row["column"]) == column]
-    own = [row for row in here if row["method"] == method]
-    if not own:
+    rows = [row for row in model["rows"].values() if (row["planes"], row["column"]) == column]
+    here = {row["method"]: row for row in rows if measure.key in row}
+    if method not in here:
         return "-"
-    sign = -1 if model["unit"] == "perplexity" else 1
-    best = max(here, key=lambda row: sign * row["value"])["value"]
-    value = f"{own[0]['value']:.4f}" if sign > 0 else f"{own[0]['value']:.2f}"
-    return f"{f'**{value}**' if own[0]['value'] == best else value} ({own[0]['bits']:.2f})"
+    best = max(here.values(), key=lambda row: measure.sign * row[measure.key])[measure.key]
+    own = here[method][measure.key]
+    value = format(own, measure.digits)
+    return f"{f'**{value}**' if own == best else value} ({here[method]['bits']:.2f})"
 
 
 HEADER = """# Quality against bits
@@ -288,7 +314,8 @@ HEADER = """# Quality against bits
 Made by `tools/quality_curve.py`. Linear layers are quantized; a cell is the result, and in brackets all bits
 a weight: codes, alphas, offsets, scales, zero points. In each column a peer has the largest groups that cost
 at least as many bits as the binary code. Bold: the best of the column. Calibrated methods see the same text,
-block by block; results are judged on other text.
+block by block; results are judged on other text. Perplexities of codes can be below that of float32, by luck:
+the divergence of the next token's distribution from that of float32 has no such luck, and ranks better.
 
 ![quality against bits]({figure})
 """

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT, MARGIN = 560, 330, 52
-COLOURS = ("#c1121f", "#f4978e", "#8d99ae", "#495057", "#7b9e89", "#1d70a2", "#5fa8d3")
+COLOURS = ("#c1121f", "#780000", "#f4978e", "#8d99ae", "#495057", "#7b9e89", "#1d70a2", "#5fa8d3")
 Point = tuple[float, float]
 
 
@@ -25,7 +25,7 @@ def panel(name: str, model: dict[str, Any], top: int) -> str:
     """One model: bits to the right; loss upwards in logarithms, so that better is lower everywhere."""
     curves: dict[str, list[Point]] = {}
     for row in model["rows"].values():
-        curves.setdefault(row["method"], []).append((row["bits"], loss(row["value"], model)))
+        curves.setdefault(row["method"], []).append((row["bits"], loss(row, model)))
     points = [point for curve in curves.values() for point in curve]
     low, high = min(y for _, y in points), max(y for _, y in points)
     place = placing(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9, top)
@@ -36,9 +36,9 @@ def panel(name: str, model: dict[str, Any], top: int) -> str:
     return "\n".join(parts)
 
 
-def loss(value: float, model: dict[str, Any]) -> float:
-    """log10 of 1 - cosine, or of the perplexity over that of float32."""
-    return math.log10(1 - value if model["reference"] == 1.0 else value / model["reference"])
+def loss(row: dict[str, Any], model: dict[str, Any]) -> float:
+    """log10 of 1 - cosine, or of the divergence."""
+    return math.log10(1 - row["value"] if model["reference"] == 1.0 else row["divergence"])
 
 
 def placing(low: float, high: float, top: int) -> Callable[[Point], Point]:
@@ -53,7 +53,7 @@ def placing(low: float, high: float, top: int) -> Callable[[Point], Point]:
 
 def frame(name: str, model: dict[str, Any], top: int) -> str:
     """Title and borders."""
-    unit = "1 - mean cosine" if model["reference"] == 1.0 else "perplexity / float32"
+    unit = "1 - mean cosine" if model["reference"] == 1.0 else "divergence from float32, nats"
     title = (
         f'<text x="{MARGIN}" y="{top + 30}" font-weight="bold">{escape(name)}: {unit}, lower is better</text>'
     )

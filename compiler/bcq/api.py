@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcq.budget.asked import options_of
 from bcq.calibration import CalibrationOptions
+from bcq.errors import UsageError
 from bcq.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def quantize(
     resume: bool = False,
     calibrate: str | Path | None = None,
     workers: int | None = None,
+    refine: int = 0,
     progress: Progress = SILENT,
     **options: Any,
 ) -> QuantizedBase:
@@ -38,6 +40,7 @@ def quantize(
         resume: go on with the matrices that a stopped run of the same output has finished.
         calibrate: text on which matrices are solved, as :class:`bcq.calibration.CalibrationOptions` takes it.
         workers: processes that solve them.
+        refine: passes over the text in which their factors are trained block by block then.
         progress: told about each matrix.
         **options: fields of `bcq.matrices.plan.QuantizeOptions`, such as ``bits=3, group_size=128, seed=0``;
             or a target for which they are chosen, as on the command line: ``target_bpw=2.5``,
@@ -59,7 +62,7 @@ def quantize(
         options_of(model, options, calibrate, progress)[0],
         progress=progress,
         resume=resume,
-        calibration=_calibration(calibrate, workers),
+        calibration=_calibration(calibrate, workers, refine),
     )
 
 
@@ -77,6 +80,7 @@ def export(
     allow_loss: bool = False,
     calibrate: str | Path | None = None,
     workers: int | None = None,
+    refine: int = 0,
     attention: str | None = None,
     kv_cache: str = "float",
     dtype: str = "float32",
@@ -98,6 +102,7 @@ def export(
         allow_loss: accept that less than half of the LoRA's change is retained.
         calibrate: text on which the matrices of a model folder are solved.
         workers: processes that solve them.
+        refine: passes over the text in which their factors are trained block by block then.
         attention: of a decoder: ``"fused"``, one operator a layer that onnxruntime alone has, ``"plain"``,
             standard operators, or None for fused where possible.
         kv_cache: of a decoder with fused attention: ``"float"``, or ``"int8"``, a quarter of the bytes.
@@ -128,7 +133,7 @@ def export(
         adapters=adapters,
         lora=lora,
         allow_loss=allow_loss,
-        calibration=_calibration(calibrate, workers),
+        calibration=_calibration(calibrate, workers, refine),
         attention=attention,
         kv_cache=kv_cache,
         dtype=dtype,
@@ -183,8 +188,12 @@ def tune(
     return result.adapter
 
 
-def _calibration(calibrate: str | Path | None, workers: int | None) -> CalibrationOptions | None:
-    return None if calibrate is None else CalibrationOptions(Path(calibrate), workers=workers)
+def _calibration(calibrate: str | Path | None, workers: int | None, refine: int) -> CalibrationOptions | None:
+    if calibrate is not None:
+        return CalibrationOptions(Path(calibrate), workers=workers, refine=refine)
+    if refine:
+        raise UsageError("E202", f"refine: got {refine} without calibrate.", "Name a text to refine on.")
+    return None
 
 
 def _temporary_folder() -> Path:
