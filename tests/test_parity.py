@@ -254,7 +254,7 @@ def decoded(logits: list[list[float]]) -> Decoded:
 
 
 def test_other_tokens_fail_unless_the_reference_is_tied_within_tolerance() -> None:
-    from bcq.parity.decoder import with_tokens
+    from bcq.parity.tokens import with_tokens
 
     base = compare([normal(2, 2)], [normal(2, 2)], 1e-3)
     tied = with_tokens(base, decoded([[1.0, 1.00001]]), decoded([[1.00001, 1.0]]), prompt=1)

@@ -82,7 +82,7 @@ def measure(family: str, folder: Path, attention: str | None = None, **options: 
     from bcq.export import export
     from bcq.files.exported import ExportedWeights
     from bcq.matrices.plan import QuantizeOptions
-    from bcq.parity.decoder import allowed
+    from bcq.parity.tokens import allowed
     from tiny_families import save
 
     save(family, folder / "model")

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from bcq.files.exported import ExportedWeights
 from bcq.generation.encoder_decoder import EncoderDecoder
 from bcq.generation.model import load
 from bcq.parity import ParityResult
-from bcq.parity.decoder import allowed, layers_of, pairs, with_tokens
-from bcq.parity.reference import Decoded, answer, dequantized_model, original_model
-from bcq.parity.source import difference
+from bcq.parity.reference import Decoded, answer
+from bcq.parity.tokens import Answers, compare_answers, pairs
 from bcq.progress import Progress
 
 
@@ -31,28 +30,16 @@ def verify_encoder_decoder(
     bits: int | None = None,
 ) -> ParityResult:
     """See `bcq.parity.verify`; the prompt is the source, and both sides are fed the reference's answer."""
-    progress.start("verify", 2 if against is None else 3)
     model = load(folder, bits=bits)
     assert isinstance(model, EncoderDecoder)  # the folder has its description
-    source = _source(model, prompt, tokens)
+    source, begin = _source(model, prompt, tokens), model.begin
     weights = ExportedWeights.open(folder, bits)
-    expected = answer(dequantized_model(folder, weights), source, model.begin, steps)
-    progress.step("PyTorch with dequantized weights")
-    got = run_encoder_decoder(model, source, expected.tokens[:steps])
-    progress.step("onnxruntime")
-    result = parity.compare([got.logits], [expected.logits], allowed(weights, model))
-    result = with_tokens(result, got, expected, 1)
-    if per_layer:
-        result = replace(result, layers=layers_of(got, expected))
-    reason = None if against is None else difference(folder, weights, against)
-    if reason is not None:
-        return replace(result, ok=False, reason=reason)
-    if against is not None:
-        original = answer(original_model(against), source, model.begin, steps, forced=expected.tokens)
-        progress.step("PyTorch with the original weights")
-        result = replace(result, original=parity.against_original([got.logits], [original.logits]))
-    progress.done()
-    return result
+
+    def torch(reference: Any, forced: Sequence[int] | None) -> Decoded:
+        return answer(reference, source, begin, steps, forced=forced)
+
+    answers = Answers(1, torch, lambda forced: run_encoder_decoder(model, source, forced))
+    return compare_answers(folder, against, model, weights, answers, steps, per_layer, progress)
 
 
 def run_encoder_decoder(model: EncoderDecoder, source: Sequence[int], forced: Sequence[int]) -> Decoded:
