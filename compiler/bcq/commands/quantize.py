@@ -28,6 +28,7 @@ EXAMPLES = """\
   bcq quantize models/gpt2 -o base --bits 4 --also-bits 2,3  # one file for 2, 3 and 4 bits
   bcq quantize models/gpt2 -o base --dry-run
   bcq quantize models/gpt2 -o base --bits 2 --calibrate wiki.txt --workers 4
+  bcq quantize models/gpt2 -o base --bits 2 --calibrate wiki.txt --refine 4  # slower, nearer
   bcq quantize models/gpt2 -o base --calibrate texts/ --scheduler tcp://10.0.0.1:8786
   bcq quantize models/gpt2 -o base --lora my-lora  # a PEFT checkpoint, merged first
   bcq quantize models/gpt2 -o base --resume        # after a kill, an empty battery or a full disk"""
