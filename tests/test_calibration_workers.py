@@ -19,15 +19,19 @@ from bcq.errors import InputError, ResourceError
 from graphs import normal
 
 
-def task(name: str = "one", rows: int = 24, inputs: int = 64, moments: Any = None) -> SolveTask:
+def task(
+    name: str = "one", rows: int = 24, inputs: int = 64, moments: Any = None, also: Any = ()
+) -> SolveTask:
     inputs_seen = normal(500, inputs) * np.linspace(0.1, 2, inputs, dtype=np.float32)
     seen = inputs_seen.T @ inputs_seen / np.float32(500) if moments is None else moments
-    return SolveTask(name, normal(rows, inputs), False, seen, 2, 32, False, 0)
+    return SolveTask(name, normal(rows, inputs), False, seen, 2, 32, False, 0, also)
 
 
 def same(one: Solved, other: Solved) -> bool:
     tensors, others = one.weight.tensors(), other.weight.tensors()
     equal = all(np.array_equal(tensors[name], others[name]) for name in tensors)
+    equal = equal and list(one.also) == list(other.also)
+    equal = equal and all(same(also, other.also[bits]) for bits, also in one.also.items())
     return equal and (one.relative_error, one.calibrated_error) == (
         other.relative_error,
         other.calibrated_error,
@@ -40,6 +44,7 @@ def solved_by(workers: Workers, *tasks: SolveTask) -> dict[str, Solved]:
 
 def test_processes_give_what_the_solver_gives_in_this_one() -> None:
     tasks = [task(f"t{rows}", rows) for rows in (8, 24, 40)]
+    tasks.append(task("nested", also=((1, 64),)))
     with LocalWorkers(2) as workers:
         found = solved_by(workers, *tasks)
     assert sorted(found) == sorted(one.name for one in tasks)
@@ -107,7 +112,8 @@ def scheduler() -> Iterator[str]:
 
 
 def test_a_cluster_gives_the_same_results(scheduler: str) -> None:
-    tasks = [task(f"t{rows}", rows) for rows in (8, 16, 24, 32, 40)]
+    tasks = [task(f"t{rows}", rows) for rows in (8, 16, 24, 32)]
+    tasks.append(task("nested", also=((1, 64),)))
     with ClusterWorkers(scheduler) as workers:
         found = solved_by(workers, *tasks)
     assert sorted(found) == sorted(one.name for one in tasks)

@@ -223,9 +223,9 @@ def refused(code: str, attempt: Any) -> str:
 
 def test_what_does_not_go_with_several_precisions_is_said_before_any_work(made: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a b c\n")
-    calibration = CalibrationOptions(tmp_path / "text.txt")
+    calibration = CalibrationOptions(tmp_path / "text.txt", refine=1)
     model, base, out = made / "model", made / "base", tmp_path / "out"
-    assert "--calibrate" in refused("E203", lambda: quantize(model, out, NESTED, calibration=calibration))
+    assert "--refine" in refused("E203", lambda: quantize(model, out, NESTED, calibration=calibration))
     tasks = [task(QuantizedBase.open(base), "same", 1)]
     assert "adapters" in refused("E203", lambda: export(base, out, adapters=tasks))
     graph = made / "out" / "model.onnx"

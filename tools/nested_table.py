@@ -3,9 +3,11 @@
 
     python tools/nested_table.py                                   # the demo model on its held-out text
     python tools/nested_table.py MODEL --text test.txt --limit 64
+    python tools/nested_table.py MODEL --text test.txt --limit 64 --calibrate train.txt
 
-Every file is made by `bcq.export` and read back: perplexities and parity are those of onnxruntime. Speed is
-that of a product with 2 of 4 planes against one whose codes have 2, both from memory, in turns.
+Every file is made by `bcq.export`, with the same calibration text if there is one, and read back:
+perplexities and parity are those of onnxruntime. Speed is that of a product with 2 of 4 planes against one
+whose codes have 2, both from memory, in turns; ``--rounds 0`` leaves it out.
 """
 
 from __future__ import annotations
@@ -50,15 +52,21 @@ def main() -> None:
     text = read_text(arguments.text or DEMO / "heldout.txt")
     with tempfile.TemporaryDirectory() as temporary:
         apart, together = Path(temporary) / "apart", Path(temporary) / "together"
-        bcq.export(arguments.model, together, bits=4, group_size=128, also_bits=(2, 3))
+        more: dict[str, Any] = {
+            "group_size": 128,
+            "calibrate": arguments.calibrate,
+            "workers": arguments.workers,
+        }
+        bcq.export(arguments.model, together, bits=4, also_bits=(2, 3), **more)
         rows = []
         for bits in PRECISIONS:
-            bcq.export(arguments.model, apart, bits=bits, group_size=128)
+            bcq.export(arguments.model, apart, bits=bits, **more)
             alone = measured(apart, text, arguments.limit, bits, None)
             rows.append((alone, measured(together, text, arguments.limit, bits, bits)))
             print(f"{bits} bits done", flush=True)
     print(quality(rows))
-    print(speed(arguments.rounds))
+    if arguments.rounds:
+        print(speed(arguments.rounds))
 
 
 def parse() -> argparse.Namespace:
@@ -67,6 +75,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", type=Path, nargs="?", default=DEMO, help="a decoder's folder")
     parser.add_argument("--text", type=Path, help="UTF-8 text to measure on")
     parser.add_argument("--limit", type=int, help="windows of the text")
+    parser.add_argument("--calibrate", type=Path, help="text to solve every file on")
+    parser.add_argument("--workers", type=int, help="processes that solve")
     parser.add_argument("--rounds", type=int, default=25, help="turns of the timings")
     return parser.parse_args()
 

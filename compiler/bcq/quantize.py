@@ -64,7 +64,7 @@ class PlannedMatrix:
         method: ``calibrated`` or one of ``bcq.matrices.plan.METHODS``; empty in a run without calibration.
         calibrated_error: as ``relative_error``, under the second moments of its inputs; None when they are
             not known.
-        also: further precisions: bits, group size and relative error of each.
+        also: further precisions: bits, group size and errors of each.
     """
 
     name: str
@@ -117,14 +117,14 @@ def quantize(
         InputError: E101 to E108 as :meth:`Checkpoint.open` and :func:`find_matrices`, and for the text of
             ``calibration``; E106 for NaN or infinity.
         UsageError: E201 for a pattern that fits no matrix, E203 when the output holds something else or
-            would replace the model folder, and for several precisions with ``calibration``.
+            would replace the model folder, and for several precisions with ``calibration.refine``.
         UnsupportedError: E401 for an unknown architecture, a model that is quantized already, or one that
             cannot be calibrated.
         ResourceError: E601 when the disk is full; with ``calibration`` E602 to E604.
     """
     options = options or QuantizeOptions()
-    if calibration is not None:
-        further.refuse_with(options.also_bits, "--calibrate", "Calibrate a base of one precision.")
+    if calibration is not None and calibration.refine:
+        further.refuse_with(options.also_bits, "--refine: factors would fit one precision", "Leave it out.")
     checkpoint = _open(model_folder)
     check_apart(checkpoint.folder, output)
     check_side_files(checkpoint.folder)
@@ -367,10 +367,14 @@ def _done(
         relative_error=outcome.relative_error,
         method=outcome.method if calibration else "",
         calibrated_error=outcome.calibrated_error,
-        also=tuple(
-            {**row, "relative_error": outcome.also[row["bits"]].relative_error} for row in matrix.also
-        ),
+        also=tuple({**row, **_errors(outcome.also[row["bits"]], calibration)} for row in matrix.also),
     )
+
+
+def _errors(outcome: Outcome, calibration: CalibrationOptions | None) -> dict[str, Any]:
+    """What the report says of a further precision."""
+    told = {"calibrated_error": outcome.calibrated_error} if calibration else {}
+    return {"relative_error": outcome.relative_error, **told}
 
 
 def _config(

@@ -295,6 +295,7 @@ class _Walk:
             group_size=matrix.group_size,
             offset=matrix.offset,
             seed=self._solver.seed,
+            also=matrix.also,
         )
 
     def _as_packed(self, stored: str) -> tuple[PackedWeight, bool] | None:

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from bcq import packing
-from bcq.bcq import Float32
+from bcq.bcq import BcqWeight, Float32
 from bcq.errors import BcqError, is_out_of_memory, out_of_memory
 from bcq.files.checkpoint import Checkpoint
 from bcq.files.safetensors_read import StoredTensor
@@ -32,6 +32,7 @@ class SolveTask:
         group_size: g.
         offset: whether groups have offsets.
         seed: of random choices.
+        also: planes and group size of each further precision that reads the same codes, ascending.
     """
 
     name: str
@@ -42,6 +43,7 @@ class SolveTask:
     group_size: int
     offset: bool
     seed: int
+    also: tuple[tuple[int, int], ...] = ()
 
     def with_values(self) -> SolveTask:
         """The same for a machine that has none of the files."""
@@ -57,12 +59,14 @@ class Solved:
         weight: the matrix, packed.
         relative_error: sum of squared errors over the sum of squared weights.
         calibrated_error: tr(E H E^T) / tr(W H W^T) for second moments H and errors E against the matrix W.
+        also: the same at further precisions, by their bits.
     """
 
     name: str
     weight: PackedWeight
     relative_error: float
     calibrated_error: float
+    also: Mapping[int, Solved] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,11 @@ def solve_task(task: SolveTask) -> Solved:
     Raises:
         BcqError: with the name of the matrix; E602 when memory runs out.
     """
-    from bcq.solver import calibrated_error, relative_error, solve_calibrated
-
     try:
         stored = _stored(task.weights)
         dense = np.ascontiguousarray(stored.T if task.transposed else stored)
         moments = _matrix(task.moments)
-        solved = solve_calibrated(
-            dense, moments, task.bits, task.group_size, task.offset, task.seed, task.name
-        )
-        return Solved(
-            task.name,
-            packing.pack(solved),
-            relative_error(dense, solved),
-            calibrated_error(dense, solved, moments),
-        )
+        return _solved(dense, moments, task)
     except BcqError:
         raise
     except Exception as fault:
@@ -137,6 +131,25 @@ def solve_task(task: SolveTask) -> Solved:
             f"{task.name}: {type(fault).__name__}: {fault}.",
             "A bug: run again with --debug and report it.",
         ) from fault
+
+
+def _solved(dense: Float32, moments: Float32, task: SolveTask) -> Solved:
+    from bcq.precisions.calibrated import solve_nested_calibrated
+    from bcq.solver import calibrated_error, relative_error, solve_calibrated
+
+    def told(weight: BcqWeight, packed: PackedWeight, also: Mapping[int, Solved]) -> Solved:
+        errors = relative_error(dense, weight), calibrated_error(dense, weight, moments)
+        return Solved(task.name, packed, *errors, also)
+
+    how = (task.offset, task.seed, task.name)
+    if not task.also:
+        alone = solve_calibrated(dense, moments, task.bits, task.group_size, *how)
+        return told(alone, packing.pack(alone), {})
+    sizes = dict(((task.bits, task.group_size), *task.also))
+    nested = solve_nested_calibrated(dense, moments, sizes, *how)
+    packed = nested.packed()
+    also = {bits: told(nested.at(bits), packed[bits], {}) for bits, _ in task.also}
+    return told(nested.at(task.bits), packed[task.bits], also)
 
 
 def _stored(weights: StoredTensor | Float32) -> Float32:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,16 +125,24 @@ class MatrixSolver:
 
     def key(self, matrix: BaseMatrix, inputs: str) -> str:
         """The name of a calibrated matrix; ``inputs`` names everything that its inputs depend on."""
-        how = (matrix.bits, matrix.group_size, CALIBRATED, matrix.offset, self.seed)
+        method = f"{CALIBRATED} {json.dumps(matrix.also)}" if matrix.also else CALIBRATED
+        how = (matrix.bits, matrix.group_size, method, matrix.offset, self.seed)
         return key_of(self._dense(matrix), *how, inputs=inputs)
 
     def recall(self, matrix: BaseMatrix, key: str) -> bool:
         """Whether a stopped run has left this calibrated matrix."""
         if matrix.stored not in self._outcomes:
-            errors = self._finished.errors(key)
-            if errors is None:
+            keys = _keys(matrix, key)
+            found = [self._finished.errors(each) for each in keys.values()]
+            outcomes = [
+                Outcome(each, CALIBRATED, *errors)
+                for each, errors in zip(keys.values(), found, strict=True)
+                if errors is not None
+            ]
+            if len(outcomes) < len(keys):
                 return False
-            self._told(matrix, Outcome(key, CALIBRATED, *errors))
+            also = dict(zip(list(keys)[1:], outcomes[1:], strict=True))
+            self._told(matrix, replace(outcomes[0], also=also))
         return True
 
     def recall_all(self, matrices: Sequence[tuple[BaseMatrix, str]]) -> bool:
@@ -143,9 +152,13 @@ class MatrixSolver:
         return all(self.recall(matrix, key) for matrix, key in matrices)
 
     def keep(self, matrix: BaseMatrix, key: str, solved: Solved) -> None:
-        """Takes a calibrated matrix."""
-        self._finished.keep(key, solved.weight, solved.relative_error, solved.calibrated_error)
-        self._told(matrix, Outcome(key, CALIBRATED, solved.relative_error, solved.calibrated_error))
+        """Takes a calibrated matrix at all of its precisions."""
+        outcomes = {}
+        for bits, each in _keys(matrix, key).items():
+            one = solved if bits == matrix.bits else solved.also[bits]
+            self._finished.keep(each, one.weight, one.relative_error, one.calibrated_error)
+            outcomes[bits] = Outcome(each, CALIBRATED, one.relative_error, one.calibrated_error)
+        self._told(matrix, replace(outcomes.pop(matrix.bits), also=outcomes))
 
     def refine(self, matrix: BaseMatrix, key: str, weight: packing.PackedWeight, moments: Path) -> None:
         """Takes new factors of a calibrated matrix.
@@ -164,12 +177,20 @@ class MatrixSolver:
 
     def _told(self, matrix: BaseMatrix, outcome: Outcome) -> None:
         self._outcomes[matrix.stored] = outcome
-        error = f"relative error {outcome.relative_error:.4f}"
-        if outcome.calibrated_error is not None:
-            error = f"calibrated error {outcome.calibrated_error:.4f}"
-        others = "".join(f", {bits} bits {other.relative_error:.4f}" for bits, other in outcome.also.items())
-        self._progress.step(matrix.name, f"{matrix.bits} bits, {error}{others}")
+        kind = "relative" if outcome.calibrated_error is None else "calibrated"
+        others = "".join(f", {bits} bits {_error(other):.4f}" for bits, other in outcome.also.items())
+        self._progress.step(matrix.name, f"{matrix.bits} bits, {kind} error {_error(outcome):.4f}{others}")
 
     def _dense(self, matrix: BaseMatrix) -> Float32:
         dense = self._checkpoint.read(matrix.stored)
         return dense.T if matrix.transposed else dense
+
+
+def _keys(matrix: BaseMatrix, key: str) -> dict[int, str]:
+    """Names of a calibrated matrix at each of its precisions, the highest first: that one has the key."""
+    return {matrix.bits: key, **{bits: f"{key}-{bits}bit" for bits, _ in reversed(matrix.also)}}
+
+
+def _error(outcome: Outcome) -> float:
+    """The calibrated error where there is one."""
+    return outcome.relative_error if outcome.calibrated_error is None else outcome.calibrated_error

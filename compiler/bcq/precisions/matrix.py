@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bcq import packing
 from bcq.matrices.resume import Finished, key_of
 from bcq.packing import PackedWeight
 
@@ -53,10 +52,8 @@ def _solved(
     from bcq.solver import relative_error
 
     nested = solve_nested(np.ascontiguousarray(dense), sizes, matrix.offset, seed, matrix.stored)
-    codes = packing.pack(nested.at(matrix.bits)).codes
     kept = {}
-    for bits in sizes:
-        weight = nested.at(bits)
-        error = relative_error(dense, weight)
-        kept[bits] = store.keep(keys[bits], packing.among(packing.pack(weight), codes), error), error
+    for bits, packed in nested.packed().items():
+        error = relative_error(dense, nested.at(bits))
+        kept[bits] = store.keep(keys[bits], packed, error), error
     return kept

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bcq import packing
 from bcq.bcq import BcqWeight, Float16, Float32, Words, ceil_div, check_group_size, pack_bits, unpack_bits
+from bcq.packing import PackedWeight
 from bcq.solver import relative_error, solve
 from bcq.solver.groups import RIDGE, solve_positive
 from bcq.solver.levels import Float64, all_signs, as_stored
 
 ROUNDS = 8
 _ROWS_AT_ONCE = 64
-_LEAST_ERROR = 1e-12  # relative: a matrix that few planes hold exactly still has a finite weight
+LEAST_ERROR = 1e-12  # relative: a matrix that few planes hold exactly still has a finite weight
 Codes = NDArray[np.uint8]
 
 
@@ -71,6 +73,12 @@ class NestedWeight:
         chosen = self.precisions[bits]
         return BcqWeight(self.words[:bits], chosen.alpha, chosen.offset, self.inputs, chosen.group_size)
 
+    def packed(self) -> dict[int, PackedWeight]:
+        """Every precision as a file holds it, the highest first; all have the same codes."""
+        packed = {bits: packing.pack(self.at(bits)) for bits in sorted(self.precisions, reverse=True)}
+        codes = packed[max(packed)].codes
+        return {bits: packing.among(weight, codes) for bits, weight in packed.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of planes and all factors, without the padding of a file."""
@@ -99,16 +107,34 @@ def solve_nested(
         ValueError: for no precision, or a group size that the operators do not have.
         InputError: E106 for NaN or infinity.
     """
+    apart = solve_apart(weights, group_sizes, offset, seed, name)
+    return joined(weights, apart, rounds)
+
+
+def solve_apart(
+    weights: Float32,
+    group_sizes: Mapping[int, int],
+    offset: bool = False,
+    seed: int = 0,
+    name: str = "weight",
+) -> dict[int, BcqWeight]:
+    """Each precision by itself, with planes of its own; arguments and errors as :func:`solve_nested`."""
     if not group_sizes:
         raise ValueError("group_sizes: got none, expected one for each precision")
     inputs = weights.shape[1]
     sizes = {bits: group_sizes[bits] or inputs for bits in sorted(group_sizes)}
     for size in sizes.values():
         check_group_size(size, inputs)
-    apart = {
+    return {
         bits: solve(weights, bits, size, offset=offset, seed=seed, name=name) for bits, size in sizes.items()
     }
-    shares = {bits: 1 / max(relative_error(weights, solved), _LEAST_ERROR) for bits, solved in apart.items()}
+
+
+def joined(weights: Float32, apart: Mapping[int, BcqWeight], rounds: int = ROUNDS) -> NestedWeight:
+    """Planes for all precisions, of the sizes that :func:`solve_apart` solved; as :func:`solve_nested`."""
+    shares = {bits: 1 / max(relative_error(weights, solved), LEAST_ERROR) for bits, solved in apart.items()}
+    sizes = {bits: solved.group_size for bits, solved in apart.items()}
+    offset = any(solved.offset is not None for solved in apart.values())
     problem = _Problem(weights, sizes, shares, offset)
     results = [problem.alternate(start, rounds) for start in _starts(problem, apart)]
     errors = np.stack([error for _, error in results])
@@ -136,7 +162,7 @@ def refit(weights: Float32, solved: BcqWeight, group_sizes: Mapping[int, int]) -
     problem = _Problem(
         weights, {**sizes, **own}, dict.fromkeys([*sizes, *own], 1.0), solved.offset is not None
     )
-    fitted = problem.finish(_codes_of(solved))
+    fitted = problem.finish(codes_of(solved.words, solved.inputs))
     kept = Precision(solved.alpha, solved.offset, solved.group_size)
     return NestedWeight(solved.words, {**fitted.precisions, solved.bits: kept}, solved.inputs)
 
@@ -269,19 +295,20 @@ def _cheapest(weights: Float32, slopes: Float32, heights: Float32) -> Codes:
     return codes
 
 
-def _codes_of(solved: BcqWeight) -> Codes:
-    """The planes as numbers, plane 1 the highest bit: uint8 ``[N, K]``."""
-    codes = np.zeros((solved.rows, solved.inputs), np.uint8)
-    for plane in unpack_bits(solved.words, solved.inputs):
+def codes_of(words: Words, inputs: int) -> Codes:
+    """Planes ``[q, N, ceil(K / 32)]`` as numbers, plane 1 the highest bit: uint8 ``[N, K]``."""
+    codes = np.zeros((words.shape[1], inputs), np.uint8)
+    for plane in unpack_bits(words, inputs):
         codes = (codes << np.uint8(1)) | plane
     return codes
 
 
 def _starts(problem: _Problem, apart: Mapping[int, BcqWeight]) -> Iterator[Codes]:
     """Codes to begin with: the best of the highest precision, and plane after plane from the lowest one."""
-    yield _codes_of(apart[problem.bits])
+    yield codes_of(apart[problem.bits].words, problem.weights.shape[1])
     lowest = min(problem.sizes)
-    codes, made = _codes_of(apart[lowest]), apart[lowest].dequantize()
+    codes = codes_of(apart[lowest].words, problem.weights.shape[1])
+    made = apart[lowest].dequantize()
     for bits in range(lowest + 1, problem.bits + 1):
         codes = (codes << np.uint8(1)) | (problem.weights > made).astype(np.uint8)
         size = problem.sizes.get(bits, problem.sizes[problem.bits])

@@ -20,6 +20,23 @@ Codes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Levels that an input may take next, for each choice of a row so far.
+
+    Attributes:
+        costs: float32 ``[A, C, N]``, what each of A levels adds to each of C choices.
+        values: float32 ``[A, C, N]``, the levels.
+    """
+
+    costs: Float32
+    values: Float32
+
+    def levels(self, kept: NDArray[np.intp]) -> Float32:
+        """Levels ``[1, beam, N]`` by their flat indexes ``[beam, N]`` among the costs."""
+        return self.values.ravel().take(kept)[None]
+
+
+@dataclass(frozen=True)
 class Codebook:
     """Levels of N rows.
 
@@ -57,6 +74,17 @@ class Codebook:
             np.copyto(result[1], upper, where=above)
         return result
 
+    def tried(self, weight: Float32, pull: Float32, diagonal: np.float32) -> Tried:
+        """The levels on both sides of where errors so far pull weights.
+
+        Args:
+            weight: float32 ``[N]``.
+            pull: float32 ``[1, C, N]``, what the errors of other inputs add to this one's term.
+            diagonal: of U.
+        """
+        levels = self.around(weight - pull[0] / diagonal)
+        return Tried(np.square((levels - weight) * diagonal + pull[0]), levels)
+
     def codes_of(self, dense: Float32) -> Codes:
         """The codes of ``[width, N]`` numbers that are levels."""
         rank = np.zeros(dense.shape, np.uint8)
@@ -72,13 +100,19 @@ class Codebook:
 
 def codebook(coefficients: Float64, bits: int) -> Codebook:
     """The codebook of coefficients ``[q, N]`` or, with an offset, ``[q + 1, N]``."""
-    levels = np.einsum("pn,lp->ln", coefficients[:bits], all_signs(bits))
-    if len(coefficients) > bits:
-        levels += coefficients[bits]
+    levels = levels_of(coefficients, bits)
     order = np.argsort(levels, axis=0, kind="stable")
     ascending = np.take_along_axis(levels, order, axis=0)
     thresholds = (ascending[1:] + ascending[:-1]) / 2
     return Codebook(ascending.astype(np.float32), order.astype(np.uint8), thresholds.astype(np.float32))
+
+
+def levels_of(coefficients: Float64, bits: int) -> Float64:
+    """What each code stands for under coefficients ``[q (+ 1), N]``: float64 ``[2^q, N]``."""
+    levels: Float64 = np.einsum("pn,lp->ln", coefficients[:bits], all_signs(bits))
+    if len(coefficients) > bits:
+        levels += coefficients[bits]
+    return levels
 
 
 def _below(edges: Float32, target: Float32) -> Codes:

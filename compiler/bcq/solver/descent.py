@@ -9,16 +9,24 @@ with H are put off: inside a block first, then a span, then the group, and over 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from bcq.solver.codebook import Codebook, Codes, codebook
+from bcq.solver.codebook import Codes, codebook
 from bcq.solver.groups import RIDGE, Float32, solve_positive
 from bcq.solver.levels import Float64
 
 BLOCK = 16  # inputs between two matrix products inside a span
 SPAN = 128  # inputs between two matrix products over a group
 LARGEST = float(np.finfo(np.float16).max)
+
+
+class Book(Protocol):
+    """The levels of one group of many rows."""
+
+    def nearest(self, target: Float32) -> Float32:
+        """The level that each of ``[N]`` numbers takes."""
 
 
 @dataclass
@@ -51,7 +59,7 @@ def start(
     dense = np.empty_like(target)
     for group, begin in enumerate(range(0, len(target), group_size)):
         part = slice(begin, begin + group_size)
-        dense[part] = _dense(codes[part], coefficients[group], bits)
+        dense[part] = dense_of(codes[part], coefficients[group], bits)
     return Rows(target, dense, matrix @ (dense - target), codes, coefficients.copy(), bits, group_size)
 
 
@@ -61,15 +69,28 @@ def sweep(rows: Rows, matrix: Float32) -> None:
         part = slice(begin, min(begin + rows.group_size, len(rows.target)))
         inside = np.ascontiguousarray(matrix[part, part])
         gradient, before = rows.gradient[part].copy(), rows.dense[part].copy()
-        _refit(rows, group, part, inside, gradient)
-        _choose(rows, group, part, inside, gradient)
-        rows.gradient += matrix[:, part] @ (rows.dense[part] - before)
+        codes, dense = rows.codes[part], rows.dense[part]
+        stored = refit(codes, rows.coefficients[group], rows.bits, inside, gradient)
+        rows.coefficients[group] = stored
+        dense[:] = dense_of(codes, stored, rows.bits)
+        book = codebook(stored, rows.bits)
+        choose(dense, gradient, inside, book)
+        codes[:] = book.codes_of(dense)
+        rows.gradient += matrix[:, part] @ (dense - before)
 
 
-def _refit(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float32) -> None:
-    """Least squares for one group's coefficients, rounded to float16; ``gradient`` follows."""
-    planes = len(rows.coefficients[group])
-    basis = [_plane(rows.codes[part], plane, rows.bits) for plane in range(planes)]
+def refit(codes: Codes, coefficients: Float64, bits: int, inside: Float32, gradient: Float32) -> Float64:
+    """Least squares for the coefficients of one group, rounded to float16.
+
+    Args:
+        codes: uint8 ``[width, N]``, plane 1 the highest of ``bits``.
+        coefficients: float64 ``[q (+ 1), N]``, as they are.
+        bits: q.
+        inside: H of these inputs.
+        gradient: of these inputs; it follows.
+    """
+    planes = len(coefficients)
+    basis = [_plane(codes, plane, bits) for plane in range(planes)]
     moved = np.stack([inside @ plane for plane in basis])
     normal = np.empty((planes, planes, basis[0].shape[1]))
     for i, plane in enumerate(basis):
@@ -77,27 +98,24 @@ def _refit(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float
             normal[i, j] = normal[j, i] = np.einsum("kn,kn->n", plane, moved[j])
     wanted = np.stack([-np.einsum("kn,kn->n", plane, gradient) for plane in basis]).astype(np.float64)
     normal[np.arange(planes), np.arange(planes)] += RIDGE * float(np.trace(inside)) + 1e-30
-    following = rows.coefficients[group] + solve_positive(normal, wanted)
-    stored = np.clip(following, -LARGEST, LARGEST).astype(np.float16).astype(np.float64)
-    change = (stored - rows.coefficients[group]).astype(np.float32)
-    rows.coefficients[group] = stored
-    rows.dense[part] = _dense(rows.codes[part], stored, rows.bits)
+    following = coefficients + solve_positive(normal, wanted)
+    stored: Float64 = np.clip(following, -LARGEST, LARGEST).astype(np.float16).astype(np.float64)
+    change = (stored - coefficients).astype(np.float32)
     for i in range(planes):
         gradient += moved[i] * change[i]
+    return stored
 
 
-def _choose(rows: Rows, group: int, part: slice, inside: Float32, gradient: Float32) -> None:
-    """Every weight of one group takes its best level in turn; ``gradient`` follows."""
-    book, dense = codebook(rows.coefficients[group], rows.bits), rows.dense[part]
+def choose(dense: Float32, gradient: Float32, inside: Float32, book: Book) -> None:
+    """Every weight ``[width, N]`` takes its best level in turn; ``dense`` and ``gradient`` follow."""
     for begin in range(0, len(dense), SPAN):
         span = slice(begin, min(begin + SPAN, len(dense)))
         before = dense[span].copy()
         _choose_span(dense[span], gradient[span].copy(), np.ascontiguousarray(inside[span, span]), book)
         gradient += inside[:, span] @ (dense[span] - before)
-    rows.codes[part] = book.codes_of(dense)
 
 
-def _choose_span(dense: Float32, gradient: Float32, inside: Float32, book: Codebook) -> None:
+def _choose_span(dense: Float32, gradient: Float32, inside: Float32, book: Book) -> None:
     """The same for a few inputs; changes ``dense`` and its own ``gradient``."""
     step = 1 / inside.diagonal()
     for begin in range(0, len(dense), BLOCK):
@@ -119,7 +137,8 @@ def _plane(codes: Codes, plane: int, bits: int) -> Float32:
     return signs
 
 
-def _dense(codes: Codes, coefficients: Float64, bits: int) -> Float32:
+def dense_of(codes: Codes, coefficients: Float64, bits: int) -> Float32:
+    """What codes ``[width, N]`` of one group stand for."""
     total = np.zeros(codes.shape, np.float32)
     for plane, coefficient in enumerate(coefficients.astype(np.float32)):
         total += coefficient * _plane(codes, plane, bits)

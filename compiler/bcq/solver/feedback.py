@@ -12,7 +12,9 @@ its best few choices and tries for each the levels on both sides (a beam search)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +26,29 @@ BLOCK = 32  # inputs between two matrix products, after which the best choice go
 BEAM = 8  # choices a row
 
 
+class Tried(Protocol):
+    """Levels that an input may take next, for each choice of a row so far; P precisions read each level."""
+
+    @property
+    def costs(self) -> Float32:
+        """float32 ``[A, C, N]``, what each of A levels adds to each of C choices."""
+
+    def levels(self, kept: NDArray[np.intp]) -> Float32:
+        """Levels ``[P, beam, N]`` by their flat indexes ``[beam, N]`` among the costs."""
+
+
+class Book(Protocol):
+    """The levels of one group of many rows."""
+
+    def tried(self, weight: Float32, pull: Float32, diagonal: np.float32) -> Tried:
+        """Levels for weights ``[N]``; ``pull``: ``[P, C, N]``, what other errors add to their terms."""
+
+
 @dataclass(frozen=True)
 class _Step:
     """One input of a block: the levels of each row's choices, and from which choice before each came."""
 
-    levels: Float32  # [beam, N]
+    levels: Float32  # [P, beam, N]
     parents: NDArray[np.intp]  # [beam, N]
 
 
@@ -50,37 +70,57 @@ def feed_back(
         group_size: g.
         beam: choices that a row keeps; 1 is plain error feedback.
     """
+    return feed_back_all(target, factor, order, books, group_size, 1, beam)[:, 0]
+
+
+def feed_back_all(
+    target: Float32,
+    factor: Float32,
+    order: NDArray[np.int64],
+    books: Sequence[Book],
+    group_size: int,
+    precisions: int,
+    beam: int = BEAM,
+) -> Float32:
+    """The same for codes that P precisions read: float32 ``[K, P, N]``, each with errors of its own."""
     inputs, rows = target.shape
-    dense = np.empty((inputs, rows), np.float32)
-    errors = np.empty((inputs, rows), np.float32)  # in `order`
+    dense = np.empty((inputs, precisions, rows), np.float32)
+    errors = np.empty_like(dense)  # in `order`
     for end in range(inputs, 0, -BLOCK):
         begin = max(end - BLOCK, 0)
-        pull = factor[begin:end, end:] @ errors[end:]
+        pull = factor[begin:end, end:] @ errors.reshape(inputs, -1)[end:]
         columns = order[begin:end]
         weights = target[columns]
         of_column = [books[column // group_size] for column in columns]
-        dense[columns] = _block(weights, factor[begin:end, begin:end], pull, of_column, beam)
-        errors[begin:end] = dense[columns] - weights
+        part, pulls = factor[begin:end, begin:end], pull.reshape(-1, precisions, 1, rows)
+        dense[columns] = _block(weights, part, pulls, of_column, beam)
+        errors[begin:end] = dense[columns] - weights[:, None]
     return dense
 
 
-def _block(weights: Float32, factor: Float32, pull: Float32, books: list[Codebook], beam: int) -> Float32:
-    """Levels ``[width, N]`` of one block; ``pull``: what the errors of inputs outside add to each term."""
-    rows = weights.shape[1]
-    pull = pull[:, None]  # [width, choices, N]
+def _block(weights: Float32, factor: Float32, pull: Float32, books: Sequence[Book], beam: int) -> Float32:
+    """Levels ``[width, P, N]`` of one block.
+
+    Args:
+        weights: float32 ``[width, N]``.
+        factor: U of these inputs.
+        pull: ``[width, P, choices, N]``, what the errors of inputs outside add to each term.
+        books: one an input.
+        beam: choices that a row keeps.
+    """
+    precisions, rows = pull.shape[1], weights.shape[1]
     cost = np.zeros((1, rows), np.float32)
     steps: list[_Step] = []
     for j in range(len(weights) - 1, -1, -1):
-        levels = books[j].around(weights[j] - pull[j] / factor[j, j])
-        terms = np.square((levels - weights[j]) * factor[j, j] + pull[j])
-        costs = (cost + terms).reshape(-1, rows)
+        tried = books[j].tried(weights[j], pull[j], factor[j, j])
+        costs = (cost + tried.costs).reshape(-1, rows)
         kept = _smallest(costs, beam)
         cost = costs.ravel().take(kept)
-        choices = pull.shape[1] * rows
-        step = _Step(levels.ravel().take(kept), kept % choices)
+        choices = pull.shape[2] * rows
+        step = _Step(tried.levels(kept), kept % choices)
         steps.append(step)
-        pull = pull[:j].reshape(j, choices).take(step.parents, axis=1)
-        pull += factor[:j, j, None, None] * (step.levels - weights[j])
+        pull = pull[:j].reshape(j, precisions, choices).take(step.parents, axis=2)
+        pull += factor[:j, j, None, None, None] * (step.levels - weights[j])
     return _traced(steps, cost)
 
 
@@ -96,11 +136,11 @@ def _smallest(costs: Float32, beam: int) -> NDArray[np.intp]:
 
 
 def _traced(steps: list[_Step], cost: Float32) -> Float32:
-    """The levels of each row's best choice, the last step first."""
+    """The levels ``[width, P, N]`` of each row's best choice, the last step first."""
     rows = cost.shape[1]
     choice = cost.argmin(axis=0) * rows + np.arange(rows)
-    levels = np.empty((len(steps), rows), np.float32)
+    levels = np.empty((len(steps), len(steps[0].levels), rows), np.float32)
     for j, step in enumerate(reversed(steps)):
-        levels[j] = step.levels.ravel().take(choice)
+        levels[j] = step.levels.reshape(len(step.levels), -1).take(choice, axis=1)
         choice = step.parents.ravel().take(choice)
     return levels
