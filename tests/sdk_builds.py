@@ -39,7 +39,7 @@ def install(folder: Path) -> Path:
     """
     compiler()
     cmake("-S", RUNTIME, "-B", folder / "build", *_QUICK)
-    cmake("--build", folder / "build", "--target", "bcq_core")
+    cmake("--build", folder / "build", "--target", "bcq_core", "bcq_native")
     shutil.copy(library_path(), folder / "build" / "libbcq_ops.so")
     cmake("--install", folder / "build", "--prefix", folder / "prefix")
     return folder / "prefix"

@@ -456,11 +456,12 @@ def test_the_examples_build_against_the_installed_package_and_run(
     prefix: Path, written: Written, tmp_path: Path
 ) -> None:
     files = {path.name for path in prefix.rglob("*") if path.is_file()}
-    assert {"bcq.h", "bcq_ops.h", "libbcq_ops.so", "libbcq_core.a", "bcqConfig.cmake"} <= files
+    assert {"bcq.h", "bcq_decoder.h", "bcq_ops.h", "bcqConfig.cmake"} <= files
+    assert {"libbcq_ops.so", "libbcq_core.a", "libbcq_native.a"} <= files
     assert {"LICENSE", "contract.json", "embedding.md", "generate.cc"} <= files
     cmake("-S", EXAMPLES, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DONNXRUNTIME_ROOT={tmp_path}")
     assert f"bcq_DIR:PATH={prefix}" in (tmp_path / "CMakeCache.txt").read_text(encoding="utf-8")
-    cmake("--build", tmp_path, "--target", "gemm", "matrices")
+    cmake("--build", tmp_path, "--target", "gemm", "matrices", "native")
     assert "kernel scalar" in ran(tmp_path / "gemm")
     listed = [line.split(",")[0] for line in ran(tmp_path / "matrices", written[0]).splitlines()]
     assert listed == ["large: 300 x 300", "small: 5 x 300"]

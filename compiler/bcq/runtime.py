@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import onnxruntime
@@ -19,9 +18,10 @@ from bcq.errors import BcqError, InputError, ResourceError, UsageError, is_out_o
 from bcq.files.inside import check_unchanged, inner_file
 from bcq.files.integrity import require_files
 from bcq.files.kinds import require_export
+from bcq.files.library import LIBRARY_NAME as LIBRARY_NAME
+from bcq.files.library import library_path as library_path
 from bcq.precisions.files import graph_file
 
-LIBRARY_NAME = "libbcq_ops.so"
 MODEL_NAME = "model.onnx"
 if os.environ.get("ORT_DISABLE_TELEMETRY", "0").lower() not in ("0", "false"):
     onnxruntime.disable_telemetry_events()  # it may have been imported before bcq, which sets the variable
@@ -29,26 +29,6 @@ VARIABLES = ("BCQ_WEIGHTS", "BCQ_PROFILE", "BCQ_ISA")  # settings that the libra
 _SETTING = re.compile(rf"({'|'.join(VARIABLES)}|bcq\.weights|bcq\.profile|session options): got ")
 _ASKED = "bcq.asked"  # entry of session options that have the library: what was asked for
 FATAL_ONLY = 4  # every error reaches the caller as an exception; logging it too would say it twice
-
-
-def library_path() -> Path:
-    """Where the operator library lies, for any program that registers it itself.
-
-    Returns:
-        Absolute path of ``libbcq_ops.so``, also for editable installs. The environment variable
-        ``BCQ_LIBRARY`` names another build of it, for example one with sanitizers.
-
-    Raises:
-        ResourceError: E603 when this installation has none.
-    """
-    path = Path(os.environ.get("BCQ_LIBRARY") or str(files("bcq") / LIBRARY_NAME))
-    if not path.is_file():
-        raise ResourceError(
-            "E603",
-            f"{path}: the operator library is not there.",
-            "Install the package with pip, run 'make build' in the checkout, or unset BCQ_LIBRARY.",
-        )
-    return path.resolve()
 
 
 def session(

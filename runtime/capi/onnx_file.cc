@@ -2,6 +2,7 @@
 #include "capi/onnx_file.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 namespace bcq::capi {
@@ -49,7 +50,7 @@ class Message {
       case kVarint: field.number = varint(); break;
       case kFixed64: take(8); break;
       case kBytes: field.bytes = take(varint()); break;
-      case kFixed32: take(4); break;
+      case kFixed32: field.bytes = take(4); break;
       default: no_model();
     }
     return true;
@@ -67,29 +68,74 @@ class Message {
   const uint8_t* end_;
 };
 
-void read_attribute(View bytes, Node& node) {  // AttributeProto: name 1, i 3, s 4
-  std::string name;
-  Message message(bytes);
-  Field number = {}, text = {};
-  for (Field field; message.next(field);) {
-    if (field.tag == 1) name = field.text();
-    if (field.tag == 3) number = field;
-    if (field.tag == 4) text = field;
-  }
-  if (number.tag != 0 && !node.numbers.emplace(name, int64_t(number.number)).second) twice("attribute '" + name + "'");
-  if (text.tag != 0 && !node.texts.emplace(name, text.text()).second) twice("attribute '" + name + "'");
+float real_of(const Field& field) {  // a fixed32
+  if (field.bytes.size != sizeof(float)) no_model();
+  float value;
+  std::memcpy(&value, field.bytes.data, sizeof value);
+  return value;
 }
 
-Node read_node(View bytes) {  // NodeProto: input 1, name 3, attribute 5, domain 7
+void read_attribute(View bytes, Node& node) {  // AttributeProto: name 1, f 2, i 3, s 4, type 20
+  constexpr uint64_t kName = 1, kReal = 2, kNumber = 3, kText = 4, kType = 20, kDoc = 13;
+  std::string name;
+  Message message(bytes);
+  Field real = {}, number = {}, text = {};
+  bool other = false;
+  for (Field field; message.next(field);) {
+    if (field.tag == kName) name = field.text();
+    else if (field.tag == kReal) real = field;
+    else if (field.tag == kNumber) number = field;
+    else if (field.tag == kText) text = field;
+    else if (field.tag != kType && field.tag != kDoc) other = true;
+  }
+  bool first = true;
+  if (real.tag != 0) first &= node.reals.emplace(name, real_of(real)).second;
+  if (number.tag != 0) first &= node.numbers.emplace(name, int64_t(number.number)).second;
+  if (text.tag != 0) first &= node.texts.emplace(name, text.text()).second;
+  if (!first) twice("attribute '" + name + "'");
+  if (other) node.others.push_back(name);
+}
+
+Node read_node(View bytes) {  // NodeProto: input 1, output 2, name 3, op_type 4, attribute 5, domain 7
   Node node;
   Message message(bytes);
   for (Field field; message.next(field);) {
     if (field.tag == 1) node.inputs.push_back(field.text());
+    if (field.tag == 2) node.outputs.push_back(field.text());
     if (field.tag == 3) node.name = field.text();
+    if (field.tag == 4) node.op = field.text();
     if (field.tag == 5) read_attribute(field.bytes, node);
     if (field.tag == 7) node.domain = field.text();
   }
   return node;
+}
+
+// Calls found(bytes) for each field `tag` of a message.
+template <class Found>
+void each(View bytes, uint64_t tag, Found found) {
+  Message message(bytes);
+  for (Field field; message.next(field);) {
+    if (field.tag == tag) found(field);
+  }
+}
+
+void read_tensor_type(View bytes, GraphInput& input) {  // TypeProto.Tensor: elem_type 1, shape 2
+  each(bytes, 1, [&](const Field& type) { input.type = int64_t(type.number); });
+  each(bytes, 2, [&](const Field& shape) {
+    each(shape.bytes, 1, [&](const Field& dim) {  // TensorShapeProto: dim 1; Dimension: dim_value 1, dim_param 2
+      input.dims.push_back(0);
+      each(dim.bytes, 1, [&](const Field& value) { input.dims.back() = int64_t(value.number); });
+    });
+  });
+}
+
+GraphInput read_input(View bytes) {  // ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1
+  GraphInput input;
+  each(bytes, 1, [&](const Field& name) { input.name = name.text(); });
+  each(bytes, 2, [&](const Field& type) {
+    each(type.bytes, 1, [&](const Field& tensor) { read_tensor_type(tensor.bytes, input); });
+  });
+  return input;
 }
 
 uint64_t decimal(const std::string& text) {
@@ -140,12 +186,14 @@ OnnxGraph read_graph(View file, const std::string& domain) {
     if (field.tag != 7) continue;  // ModelProto: graph 7
     found = true;
     Message message(field.bytes);
-    for (Field part; message.next(part);) {  // GraphProto: node 1, initializer 5
+    for (Field part; message.next(part);) {  // GraphProto: node 1, initializer 5, input 11, output 12
       if (part.tag == 1) {
         Node node = read_node(part.bytes);
-        if (node.domain == domain) graph.nodes.push_back(std::move(node));
+        if (domain.empty() || node.domain == domain) graph.nodes.push_back(std::move(node));
       }
       if (part.tag == 5) read_tensor(part.bytes, graph);
+      if (part.tag == 11 && domain.empty()) graph.inputs.push_back(read_input(part.bytes));
+      if (part.tag == 12 && domain.empty()) graph.outputs.push_back(read_input(part.bytes).name);
     }
   }
   if (!found) no_model();

@@ -24,7 +24,9 @@ EXAMPLES = """\
   bcq run out --tokens 464,661,286 --json
   bcq run out --prompts questions.txt --json      # one prompt a line, together in batches
   cat letter.txt | bcq run out -p -
-  bcq run out -p 'name[Blue Spice], food[Chinese] =' --adapter e2e"""
+  bcq run out -p 'name[Blue Spice], food[Chinese] =' --adapter e2e
+  bcq run out -p 'The people of the' --native --threads 2       # without onnxruntime"""
+_MOST_THREADS = 256
 _ROWS = 16  # prompts that run together: more of them share each read of the weights, and take cache
 
 
@@ -40,17 +42,47 @@ def add_parser(subparsers: Subparsers) -> None:
         "-n", "--max-new-tokens", type=int, default=40, metavar="N", help="how many (default 40)"
     )
     add_sampling_options(verb)
+    native = verb.add_argument_group("without onnxruntime")
+    native.add_argument("--native", action="store_true", help="the library's own decoder: GPT-2, Llama, ...")
+    native.add_argument("--threads", type=int, metavar="N", help="of --native (default 1)")
     verb.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a text that is continued, and each piece of the answer as soon as it is there."""
+    _check_native(arguments)
     prompts = _prompts(arguments)
+    model = _opened(arguments)
+    return _many(arguments, model, prompts) if arguments.prompts else _one(arguments, model, prompts[0])
+
+
+def _check_native(arguments: argparse.Namespace) -> None:
+    """Refuses what does not go together.
+
+    Raises:
+        UsageError: E203 for an option that --native does not have, or that only it has; E202 for no threads.
+    """
+    if arguments.threads is not None and not arguments.native:
+        raise UsageError("E203", "--threads is of --native; OMP_NUM_THREADS sets those of onnxruntime.")
+    if arguments.threads is not None and not 1 <= arguments.threads <= _MOST_THREADS:
+        raise UsageError("E202", f"--threads: got {arguments.threads}, expected 1 to {_MOST_THREADS}.")
+    for option in ("adapter", "prompts"):
+        if arguments.native and getattr(arguments, option) is not None:
+            raise UsageError(
+                "E203", f"--{option} does not go with --native, which runs one text with the base alone."
+            )
+
+
+def _opened(arguments: argparse.Namespace) -> Model:
+    if arguments.native:
+        from bcq.native import model as native
+
+        return native.load(arguments.folder, threads=arguments.threads or 1, bits=arguments.bits)
     from bcq.generation.model import load
 
     model = load(arguments.folder, bits=arguments.bits)
     model.use(arguments.adapter)
-    return _many(arguments, model, prompts) if arguments.prompts else _one(arguments, model, prompts[0])
+    return model
 
 
 def _one(arguments: argparse.Namespace, model: Model, prompt: str | Sequence[int]) -> int:

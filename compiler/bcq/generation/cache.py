@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from bcq.errors import UnsupportedError
@@ -195,4 +194,6 @@ class SharedCache:
 
 def value_of(array: NDArray[Any]) -> Any:
     """An OrtValue over the memory of an array."""
+    import onnxruntime  # the rest of this package serves decoders that run without it, too
+
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -44,7 +44,7 @@ def read_described(file: Path, config: dict[str, Any], session: Any) -> Describe
     Args:
         file: where they come from, for messages.
         config: the contents.
-        session: of the same export.
+        session: of the same export; None where whoever runs it compares the vocabulary.
 
     Raises:
         InputError: E102 for a key that is missing, of another type, or not what the session says.
@@ -60,7 +60,8 @@ def read_described(file: Path, config: dict[str, Any], session: Any) -> Describe
     ends = end if isinstance(end, list) else [end]
     if not all(is_integer(token) for token in ends):
         raise _wrong(file, "model.eos_token_id", end, "a token id or a list of them")
-    _check_vocabulary(file, model["vocab_size"], session)
+    if session is not None:
+        _check_vocabulary(file, model["vocab_size"], session)
     search = config.get("search")
     shares = isinstance(search, dict) and search.get("past_present_share_buffer") is True
     return Described(model["context_length"], model["vocab_size"], frozenset(ends), shares)
