@@ -24,7 +24,10 @@ from bcq.errors import BcqError, UnsupportedError, UsageError
 from bcq.generation.model import Model, load
 from bcq.native import model as native
 from bcq.native.library import OpenDecoder
-from native_builds import NATIVE, run_program
+from bcq.runtime import library_path
+from native_builds import NATIVE, RUNTIME, compiler, run_program
+from other_cpu import other_cpu
+from sdk_builds import EXAMPLES, ran
 from tiny_models import save
 
 ROOM = 160
@@ -339,6 +342,52 @@ def test_onnxruntime_is_not_imported(demo_export: Path) -> None:
         "sys.exit('onnxruntime' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(demo_export)], check=True)
+
+
+def program(folder: Path, libraries: list[Path], by: str = "gcc") -> Path:
+    """examples/cpp/native.c."""
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{RUNTIME / 'capi'}"]
+    where = f"-Wl,-rpath,{libraries[0].parent}"
+    source, target = EXAMPLES / "native.c", folder / "native"
+    ran(compiler(by), *flags, source, *libraries, where, "-lstdc++", "-lm", "-pthread", "-o", target)
+    return target
+
+
+def assert_program_agrees(command: list[str | Path], folder: Path) -> None:
+    """What it prints is what Python generates, which leaves an end token out and stops there."""
+    model = load(folder)
+    expected = model.generate(PROMPT, 12)
+    tokens = [int(word) for word in ran(*command, folder, "12", *map(str, PROMPT), "--threads", "2").split()]
+    assert tokens[: len(expected)] == expected
+    assert len(expected) == len(tokens) == 12 or tokens[len(expected)] in model.end_tokens
+
+
+def test_the_c_program_prints_the_tokens_of_onnxruntime(folder: Path, tmp_path: Path) -> None:
+    assert_program_agrees([program(tmp_path, [library_path()])], folder)
+
+
+def test_the_c_program_tells_its_memory_and_what_is_wrong(exports: dict[str, Path], tmp_path: Path) -> None:
+    made = program(tmp_path, [library_path()])
+    cases: list[tuple[list[str | Path], int, str]] = [
+        ([exports["gpt2"], "2", "3", "--memory"], 0, "arena "),
+        ([exports["gpt2"], "2", "300"], 1, "expected -100 to 99"),
+        ([tmp_path, "2", "3"], 1, "model.onnx: No such file"),
+        ([], 1, "use: native FOLDER COUNT ID..."),
+    ]
+    for words, status, told in cases:
+        done = subprocess.run([made, *words], capture_output=True, text=True)
+        assert done.returncode == status
+        assert told in done.stderr
+
+
+def test_the_c_program_on_64_bit_arm_prints_the_tokens_of_this_cpu(
+    exports: dict[str, Path], tmp_path: Path
+) -> None:
+    arm = other_cpu(tmp_path)
+    libraries = [arm.folder / "libbcq_native.a", arm.folder / "libbcq_core.a"]
+    made = program(tmp_path, libraries, "aarch64-linux-gnu-gcc")
+    for name in ("gpt2", "llama"):
+        assert_program_agrees([*arm.emulation("max"), made], exports[name])
 
 
 def test_functions_are_within_a_few_units_of_the_last_place(tmp_path: Path) -> None:

@@ -32,20 +32,21 @@ int main(int words, char** word) {
   const BcqDecoderOptions options = {.struct_bytes = sizeof options, .room = ids + count, .threads = threads};
   BcqDecoder* decoder = bcq_decoder_open(word[1], &options, why, sizeof why);
   if (decoder == NULL) return fprintf(stderr, "%s\n", why), 1;
+  const int64_t vocabulary = bcq_decoder_vocabulary(decoder);
   const float* logits = NULL;
-  int64_t next = 0;
-  for (int64_t made = 0; made < count; ++made) {
-    const char* wrong = made == 0 ? bcq_decoder_step(decoder, id, ids, &logits) : bcq_decoder_step(decoder, &next, 1, &logits);
+  for (int64_t made = 0, next = 0; made < count; ++made) {
+    const char* wrong = bcq_decoder_step(decoder, made == 0 ? id : &next, made == 0 ? ids : 1, &logits);
     if (wrong != NULL) return fprintf(stderr, "%s\n", wrong), 1;
     next = 0;
-    for (int64_t i = 1; i < bcq_decoder_vocabulary(decoder); ++i) next = logits[i] > logits[next] ? i : next;
+    for (int64_t i = 1; i < vocabulary; ++i) next = logits[i] > logits[next] ? i : next;
     printf("%" PRId64 " ", next);
     fflush(stdout);
   }
   puts("");
   const BcqDecoderBytes bytes = bcq_decoder_bytes(decoder);
   if (shows_memory) {
-    fprintf(stderr, "arena %zu, cache %zu, scratch %zu, mapped %zu bytes\n", bytes.arena, bytes.cache, bytes.scratch, bytes.mapped);
+    fprintf(stderr, "arena %zu, cache %zu, scratch %zu, mapped %zu bytes\n", bytes.arena, bytes.cache, bytes.scratch,
+            bytes.mapped);
     print_peak();
   }
   bcq_decoder_close(decoder);

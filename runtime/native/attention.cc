@@ -13,6 +13,7 @@ namespace bcq::native {
 namespace {
 
 constexpr int64_t kMostWidth = 1024;
+constexpr int64_t kAtOnce = 4;  // tokens whose values are added together
 
 class Attention : public Operator {
  public:
@@ -155,9 +156,9 @@ class Attention : public Operator {
     }
   }
 
-  size_t part_bytes() const { return (size_t(room_ + 2 * cache_.width) * sizeof(float) + 63) / 64 * 64; }
+  size_t part_bytes() const { return (size_t(room_ + (1 + kAtOnce) * cache_.width) * sizeof(float) + 63) / 64 * 64; }
 
-  // A row of the cache as floats; `spare` has room for one.
+  // A row of the cache as floats; `spare` has room for it.
   const float* cached(const unsigned char* cache, int64_t head, int64_t token, float* spare) const {
     const int64_t at = (head * room_ + token) * cache_.width;
     if (!cache_.is_int8) return reinterpret_cast<const float*>(cache) + at;
@@ -169,7 +170,7 @@ class Attention : public Operator {
   void attend(Values& values, int64_t past, int64_t row, int64_t head, float* scratch) const {
     const int64_t width = cache_.width, group = head / (heads_ / cache_.heads);
     const int64_t end = past + row + 1, first = window_ > 0 ? std::max<int64_t>(0, end - window_) : 0;
-    float *query = scratch, *spare = query + width, *scores = spare + width;
+    float *query = scratch, *spare = query + width, *scores = spare + kAtOnce * width;
     const float* from = values[query_].floats() + row * values[query_].last() + head * width;
     const Scale of_keys = scale_of(values, key_scale_), of_values = scale_of(values, value_scale_);
     for (int64_t i = 0; i < width; ++i) {
@@ -185,7 +186,19 @@ class Attention : public Operator {
     const float share = 1.0f / sum(scores, end - first);
     float* __restrict y = values[y_].floats() + row * values[y_].last() + head * width;
     std::fill(y, y + width, 0.0f);
-    for (int64_t t = first; t < end; ++t) {
+    int64_t t = first;
+    for (; t + kAtOnce <= end; t += kAtOnce) {  // y is read and written once for these
+      const float* v[kAtOnce];
+      float weight[kAtOnce];
+      for (int64_t j = 0; j < kAtOnce; ++j) {
+        v[j] = cached(values_, group, t + j, spare + j * width);
+        weight[j] = scores[t + j - first] * share;
+      }
+      for (int64_t i = 0; i < width; ++i) {
+        y[i] += (weight[0] * v[0][i] + weight[1] * v[1][i]) + (weight[2] * v[2][i] + weight[3] * v[3][i]);
+      }
+    }
+    for (; t < end; ++t) {
       const float weight = scores[t - first] * share;
       const float* __restrict v = cached(values_, group, t, spare);
       for (int64_t i = 0; i < width; ++i) y[i] += weight * v[i];
