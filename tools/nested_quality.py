@@ -3,16 +3,19 @@
 
     python tools/nested_quality.py MODEL --text test.txt
     python tools/nested_quality.py MODEL --sentences pairs.tsv
+    python tools/nested_quality.py MODEL --sentences pairs.tsv --calibrate train.txt
 
 Only linear layers, data-free, groups of 128 where not said otherwise. Ways: `apart` (each precision solved by
 itself), `cut` (the 4-bit solution without its last planes, its alphas as they are), `refit` (the same planes,
 alphas fitted to each precision), and `joint` (codes chosen for all, `bcq.precisions.solve`) in several sizes.
+With a calibration text: `apart` and `joint` as `bcq.quantize` makes them, in the sizes that it chooses.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+import bcq
 from bcq.bcq import BcqWeight
+from bcq.files.base import QuantizedBase
 from bcq.files.checkpoint import Checkpoint
 from bcq.matrices.find import find_matrices
+from bcq.packing import unpack
 from bcq.precisions.solve import refit, solve_nested
 from bcq.solver import relative_error, solve
 from quality import cut_windows, embed, perplexity, read_sentences, read_text
@@ -46,6 +52,9 @@ def main() -> None:
     kind = transformers.AutoModelForCausalLM if arguments.text else transformers.AutoModel
     dense = kind.from_pretrained(arguments.model, dtype=torch.float32).eval()
     measure = measure_of(arguments, dense)
+    if arguments.calibrate:
+        calibrated(arguments, dense, measure)
+        return
     models = {
         (way, bits): copy.deepcopy(dense)
         for way in ("apart", "cut", "refit", *arguments.joint)
@@ -83,9 +92,44 @@ def parse() -> argparse.Namespace:
     source.add_argument("--sentences", type=Path, help="score TAB sentence TAB sentence: cosine")
     parser.add_argument("--window", type=int, default=256, help="tokens in a window")
     parser.add_argument("--count", type=int, default=64, help="windows, or sentences")
+    parser.add_argument("--calibrate", type=Path, help="text to solve on")
+    parser.add_argument("--workers", type=int, help="processes that solve then")
     parser.add_argument("--joint", nargs="*", choices=JOINT, default=list(JOINT), help="group sizes to try")
     parser.add_argument("--rounds", type=int, default=8, help="alternations of the joint solver")
     return parser.parse_args()
+
+
+def calibrated(arguments: argparse.Namespace, dense: Any, measure: Callable[[Any], str]) -> None:
+    """Measures the linear layers of calibrated bases."""
+    how: dict[str, Any] = {"embeddings": False, "group_size": 128, "workers": arguments.workers}
+    with tempfile.TemporaryDirectory() as folder:
+        made = {
+            bits: bcq.quantize(
+                arguments.model, f"{folder}/{bits}", bits=bits, calibrate=arguments.calibrate, **how
+            )
+            for bits in PRECISIONS
+        }
+        joint = bcq.quantize(
+            arguments.model, f"{folder}/all", bits=4, also_bits=(2, 3), calibrate=arguments.calibrate, **how
+        )
+        for way, bases in (("apart", made), ("joint", dict.fromkeys(PRECISIONS, joint))):
+            for bits, base in bases.items():
+                print(f"{way} q={bits}: {measure(loaded(dense, base, bits))}", flush=True)
+        bytes_of = [
+            sum(matrix.packed_bytes for matrix in base.matrices.values()) for base in (joint, made[4])
+        ]
+        print(f"joint: {bytes_of[0] / bytes_of[1]:.3f} of the packed bytes of 4 bits")
+
+
+def loaded(dense: Any, base: QuantizedBase, bits: int) -> Any:
+    """A copy of a model with the matrices of a base."""
+    model = copy.deepcopy(dense)
+    parameters = dict(model.named_parameters())
+    for matrix in base.matrices.values():
+        values = unpack(base.packed(matrix.stored, bits)).dequantize()
+        values = np.ascontiguousarray(values.T if matrix.transposed else values)
+        parameters[matrix.name].data.copy_(torch.from_numpy(values))
+    return model
 
 
 def measure_of(arguments: argparse.Namespace, dense: Any) -> Callable[[Any], str]:
