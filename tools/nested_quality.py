@@ -94,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=64, help="windows, or sentences")
     parser.add_argument("--calibrate", type=Path, help="text to solve on")
     parser.add_argument("--workers", type=int, help="processes that solve then")
+    parser.add_argument("--ways", nargs="*", choices=("joint", "apart"), default=["joint", "apart"])
     parser.add_argument("--joint", nargs="*", choices=JOINT, default=list(JOINT), help="group sizes to try")
     parser.add_argument("--rounds", type=int, default=8, help="alternations of the joint solver")
     return parser.parse_args()
@@ -103,22 +104,18 @@ def calibrated(arguments: argparse.Namespace, dense: Any, measure: Callable[[Any
     """Measures the linear layers of calibrated bases."""
     how: dict[str, Any] = {"embeddings": False, "group_size": 128, "workers": arguments.workers}
     with tempfile.TemporaryDirectory() as folder:
-        made = {
-            bits: bcq.quantize(
-                arguments.model, f"{folder}/{bits}", bits=bits, calibrate=arguments.calibrate, **how
-            )
-            for bits in PRECISIONS
-        }
-        joint = bcq.quantize(
-            arguments.model, f"{folder}/all", bits=4, also_bits=(2, 3), calibrate=arguments.calibrate, **how
-        )
-        for way, bases in (("apart", made), ("joint", dict.fromkeys(PRECISIONS, joint))):
-            for bits, base in bases.items():
-                print(f"{way} q={bits}: {measure(loaded(dense, base, bits))}", flush=True)
-        bytes_of = [
-            sum(matrix.packed_bytes for matrix in base.matrices.values()) for base in (joint, made[4])
-        ]
-        print(f"joint: {bytes_of[0] / bytes_of[1]:.3f} of the packed bytes of 4 bits")
+        for way, precisions in (("joint", {4: (2, 3)}), ("apart", dict.fromkeys(PRECISIONS, ()))):
+            if way not in arguments.ways:
+                continue
+            for bits, also in precisions.items():
+                base = bcq.quantize(
+                    arguments.model, f"{folder}/{way}{bits}", bits=bits, also_bits=also,
+                    calibrate=arguments.calibrate, **how,
+                )  # fmt: skip
+                size = sum(matrix.packed_bytes for matrix in base.matrices.values())
+                for served in (*also, bits):
+                    model = loaded(dense, base, served)
+                    print(f"{way} q={served}: {measure(model)}, {size} packed bytes", flush=True)
 
 
 def loaded(dense: Any, base: QuantizedBase, bits: int) -> Any:
