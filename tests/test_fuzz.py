@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bcq.runtime import library_path
-from fuzz import seeds
+from fuzz import decoder_seeds, seeds
 from native_builds import NATIVE, RUNTIME, compiler
 
 TESTS = Path(__file__).parent
@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options += ["-DBCQ_SANITIZE=fuzzer-no-link,address,undefined", f"-DCMAKE_CXX_COMPILER={clang()}"]
     configure = ["cmake", "-S", str(NATIVE), "-B", str(folder), "-G", "Ninja", *options]
     subprocess.run(configure, check=True, capture_output=True)
-    build = ["cmake", "--build", str(folder), "--target", "fuzz_node", "fuzz_model"]
+    build = ["cmake", "--build", str(folder), "--target", "fuzz_node", "fuzz_model", "fuzz_decoder"]
     subprocess.run(build, check=True, capture_output=True)
     return folder
 
@@ -63,6 +63,14 @@ def test_any_file_for_the_reader_in_c_is_refused_or_read_without_a_finding(
     seeds.corpus(tmp_path / "corpus", tmp_path / "export")
     export = str(tmp_path / "export")
     assert "Done" in run(built / "fuzz_model", tmp_path / "corpus", longest=16384, BCQ_FUZZ_EXPORT=export)
+
+
+def test_any_file_for_the_decoder_in_c_is_refused_or_runs_without_a_finding(
+    built: Path, tmp_path: Path
+) -> None:
+    decoder_seeds.write(tmp_path / "export", tmp_path / "corpus")
+    export = str(tmp_path / "export")
+    assert "Done" in run(built / "fuzz_decoder", tmp_path / "corpus", longest=16384, BCQ_FUZZ_EXPORT=export)
 
 
 def test_kernels_agree_with_the_scalar_kernel_on_random_problems(tmp_path: Path) -> None:

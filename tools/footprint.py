@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a packed model costs a C++ program: sizes, load time, memory, first token, life under a memory limit.
+"""What a packed model costs a C or C++ program: sizes, load time, memory, first token, life in little memory.
 
 Usage: python tools/footprint.py --programs build/cpp --work FOLDER --write docs/benchmarks/footprint.md
 
@@ -10,6 +10,7 @@ process stays small, because a child's peak memory begins with what its parent h
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -19,12 +20,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 1e6
 TOKENS = 32
 PROMPT = ("3", "4", "5", "6")
 LOADS = 15
+NATIVE = "native"  # the program without onnxruntime, where others name how `generate` holds its weights
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")  # version 1, version 2
 MODELS = {
     "demo": "trained GPT-2 of 0.9 M parameters that ships in the repository",
@@ -40,7 +43,7 @@ transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(s
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of examples/cpp/generate.
+    """One run of examples/cpp/generate or native.
 
     Attributes:
         tokens: what it printed.
@@ -105,26 +108,39 @@ def forget(folder: Path) -> None:
 
 
 def generate(programs: Path, folder: Path, count: int, weights: str, group: Path | None = None) -> Ran:
-    """Runs the example; within the control group `group` if there is one."""
+    """Runs an example; within the control group `group` if there is one."""
     command = [str(programs / "generate"), str(folder), str(count), *PROMPT]
+    if weights == NATIVE:
+        command = [str(programs / NATIVE), *command[1:], "--memory"]
     if group is not None:
         command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
-    environment = {**os.environ, "BCQ_WEIGHTS": weights}
+    environment = {**os.environ, "BCQ_WEIGHTS": "auto" if weights == NATIVE else weights}
     began = time.monotonic()
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as notes:
         pid = os.posix_spawn(
             "/usr/bin/env",
             ["env", *command],
             environment,
-            file_actions=[(os.POSIX_SPAWN_DUP2, output.fileno(), 1)],
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, notes.fileno(), 2),
+            ],
         )
         _, status, usage = os.wait4(pid, 0)
         seconds = time.monotonic() - began
-        output.seek(0)
-        tokens = output.read().decode().strip()
+        tokens, told = (whole(file) for file in (output, notes))
     if status != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with status {status}")
-    return Ran(tokens, seconds, usage.ru_maxrss * 1024)
+        raise RuntimeError(f"{' '.join(command)} ended with status {status}: {told}")
+    found = re.search(
+        r"peak resident\s+(\d+) kB", told
+    )  # its own count, which does not begin with its parent's
+    return Ran(tokens, seconds, 1024 * (int(found[1]) if found else usage.ru_maxrss))
+
+
+def whole(file: IO[bytes]) -> str:
+    """What a program has written."""
+    file.seek(0)
+    return file.read().decode().strip()
 
 
 def footprint(programs: Path, name: str, folder: Path, weights: str) -> Footprint:
@@ -136,8 +152,8 @@ def footprint(programs: Path, name: str, folder: Path, weights: str) -> Footprin
     return Footprint(name, weights, total, warm[0], warm[1], cold, warm[2])
 
 
-def limited(programs: Path, folder: Path, limit: int) -> tuple[Ran, str] | None:
-    """A text with mapped weights in a control group of `limit` bytes; None where none may be made."""
+def limited(programs: Path, folder: Path, limit: int, weights: str) -> tuple[Ran, str] | None:
+    """A text in a control group of `limit` bytes; None where none may be made."""
     for mount, file in zip(MEMORY_GROUPS, ("memory.limit_in_bytes", "memory.max"), strict=True):
         group = mount / f"bcq-footprint-{os.getpid()}"
         try:
@@ -147,7 +163,7 @@ def limited(programs: Path, folder: Path, limit: int) -> tuple[Ran, str] | None:
             continue
         try:
             forget(folder)  # pages of others do not count here, so none may be left
-            return generate(programs, folder, TOKENS, "mapped", group), f"{mount}/**/{file}"
+            return generate(programs, folder, TOKENS, weights, group), f"{mount}/**/{file}"
         finally:
             group.rmdir()
     return None
@@ -205,6 +221,10 @@ def libraries_text(programs: Path, work: Path) -> str:
         f"| a program for {isa} alone (`gemm`), stripped | {device_program(isa, work) / 1e3:.0f} KB |"
         for isa in ("avx2", "scalar")
     ]
+    native = stripped_bytes(programs / NATIVE)
+    sizes.append(
+        f"| a decoder without onnxruntime (`native`), all x86-64 kernels, stripped | {native / 1e3:.0f} KB |"
+    )
     return "\n".join(
         [
             "| part | |",
@@ -231,11 +251,15 @@ def main() -> int:
     rows = [
         footprint(programs, name, folder, weights)
         for name, folder in folders.items()
-        for weights in ("auto", "mapped")
+        for weights in ("auto", "mapped", NATIVE)
     ]
+    for name in folders:
+        if len({row.text.tokens for row in rows if row.name == name}) != 1:
+            raise RuntimeError(f"{name}: the programs do not print the same tokens")
     models = "\n".join(f"- {name}: {MODELS[name]}; {attention(folder)}" for name, folder in folders.items())
     limit = limit_text(programs, rows, folders, arguments)
-    text = page(libraries_text(programs, arguments.work), models, rows, limit)
+    speed = "\n".join(speed_rows(name, folder) for name, folder in folders.items())
+    text = page(libraries_text(programs, arguments.work), models, rows, speed, limit)
     print(text)
     if arguments.write is not None:
         arguments.write.write_text(text, encoding="utf-8")
@@ -246,17 +270,34 @@ def limit_text(
     programs: Path, rows: list[Footprint], folders: dict[str, Path], arguments: argparse.Namespace
 ) -> str:
     """What became of the largest model under a memory limit."""
-    row = rows[-1]
-    limit = int(row.file_bytes * arguments.limit_share)
-    found = limited(programs, folders[row.name], limit)
-    if found is None:
-        return "Not measured: this machine allows no control group of memory."
-    ran, file = found
-    same = "the same" if ran.tokens == row.text.tokens else "OTHER"
-    return (
-        f"{row.name} in a control group of {limit / MB:.0f} MB (`{file}`), {arguments.limit_share:.0%}\n"
-        f"of its file, page cache included: {same} {TOKENS} tokens in {ran.seconds:.1f} s, without the limit "
-        f"in {row.text.seconds:.1f} s; resident\n{ran.peak / MB:.1f} MB at most."
+    told = []
+    for row in rows[-2:]:
+        limit = int(row.file_bytes * arguments.limit_share)
+        found = limited(programs, folders[row.name], limit, row.weights)
+        if found is None:
+            return "Not measured: this machine allows no control group of memory."
+        ran, file = found
+        same = "the same" if ran.tokens == row.text.tokens else "OTHER"
+        told.append(
+            f"- {row.weights}: {same} {TOKENS} tokens in {ran.seconds:.1f} s, without the limit in "
+            f"{row.text.seconds:.1f} s; resident {ran.peak / MB:.1f} MB at most"
+        )
+    head = (
+        f"{row.name} in a control group of {limit / MB:.0f} MB (`{file}`), "
+        f"{arguments.limit_share:.0%} of its file,\npage cache included:\n\n"
+    )
+    return head + "\n".join(told)
+
+
+def speed_rows(name: str, folder: Path) -> str:
+    """Times of the three ways in turns; in a process of its own, since this one stays small."""
+    command = [sys.executable, str(ROOT / "tools" / "native_speed.py"), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("BCQ_WEIGHTS", None)
+    found = json.loads(subprocess.check_output(command, env=environment))
+    return "\n".join(
+        f"| {name} | {way} | {times['decile']:.2f} | {times['step']:.2f} | {times['prompt']:.0f} |"
+        for way, times in found.items()
     )
 
 
@@ -266,16 +307,17 @@ def attention(folder: Path) -> str:
     return "attention in one operator a layer" if fused else "attention in separate operators"
 
 
-def page(libraries: str, models: str, rows: list[Footprint], limit: str) -> str:
+def page(libraries: str, models: str, rows: list[Footprint], speed: str, limit: str) -> str:
     """docs/benchmarks/footprint.md."""
     header = (
         "| model | weights | file MB | loaded MB | first token MB | "
         f"{TOKENS} tokens MB | of file | load s | first token s | cold s |"
     )
-    return f"""# Footprint: what a packed model costs a C++ program
+    return f"""# Footprint: what a packed model costs a C or C++ program
 
-`make footprint ONNXRUNTIME_ROOT=...` writes this page: `examples/cpp/generate` with 3 bits, groups of 128, on
-{cpu()}. On a busy machine times are upper bounds.
+`make footprint ONNXRUNTIME_ROOT=...` writes this page: `examples/cpp/generate` and, without onnxruntime,
+`examples/cpp/native` with 3 bits, groups of 128, on {cpu()}. On a busy machine times
+are upper bounds.
 
 ## Libraries
 
@@ -288,11 +330,21 @@ def page(libraries: str, models: str, rows: list[Footprint], limit: str) -> str:
 Memory is the peak of resident pages of the whole process; mapped pages of files, onnxruntime and the C++
 library count. Times run from the start of the process to its end: load alone, one token (a prompt of
 {len(PROMPT)}), and one token with the model's files out of the page cache. `auto` is the default: a copy of
-the codes in the order of the kernel, whose file pages are let go; `mapped` computes on the file.
+the codes in the order of the kernel, whose file pages are let go; `mapped` computes on the file;
+`native` is the program without onnxruntime, on the file, too. All print the same tokens.
 
 {header}
 |---|---|--:|--:|--:|--:|--:|--:|--:|--:|
 {chr(10).join(row.row() for row in rows)}
+
+## Time, one thread
+
+The three take turns token by token in one process (`tools/native_speed.py`), after a prompt of 128
+tokens: first decile and median of 64 steps, and the best of three prompts.
+
+| model | weights | step ms, best tenth | median | prompt ms |
+|---|---|--:|--:|--:|
+{speed}
 
 ## Less memory than the model
 

@@ -2,7 +2,8 @@
 """Small good files of every kind that is read, as the project's own writers (or foreign ones) write them.
 
 ``PYTHONPATH=tests python -m fuzz.seeds FOLDER`` writes what fuzzers start from: ``FOLDER/readers`` for
-Python; ``FOLDER/export`` and files that fit its data, in ``FOLDER/corpus_model``, for the reader in C.
+Python; ``FOLDER/export`` and files that fit its data, in ``FOLDER/corpus_model``, for the reader in C;
+``FOLDER/decoder`` and ``FOLDER/corpus_decoder`` for the decoder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bcq.files.manifest import write_manifest
 from bcq.files.safetensors_write import SafetensorsWriter
 from bcq.packing import PackedWeight, pack
 from foreign import Grid, gptq
+from fuzz import decoder_seeds
 from graphs import model_of, normal
 from nodes import among_planes, attributes, random_weight
 
@@ -184,3 +186,4 @@ if __name__ == "__main__":
     make(target / "readers")
     export(target / "export")
     corpus(target / "corpus_model", target / "export")
+    decoder_seeds.write(target / "decoder", target / "corpus_decoder")
