@@ -268,6 +268,7 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         lambda m: node(m, "Tanh").output.__setitem__(0, "add_24"),
         "'add_24': two nodes compute it",
     ),
+    "an input twice": (lambda m: m.graph.input.append(m.graph.input[0]), "input 'input_ids': got it twice"),
     "no logits": (lambda m: setattr(m.graph.output[0], "name", "x"), "the graph has no output 'logits'"),
     "codes": (set_number("BcqMatMul", "N", 7), r"BcqMatMul\): codes"),
 }

@@ -130,11 +130,13 @@ void Binder::bind_inputs(Graph& graph) {
                                               {"attention_mask", &graph.attention_mask},
                                               {"position_ids", &graph.position_ids},
                                               {"logits_to_keep", &graph.logits_to_keep}};
+  std::set<std::string> names;
   for (const capi::GraphInput& input : onnx_.inputs) {
+    if (!names.insert(input.name).second) throw FileError(files_.path() + ": input '" + input.name + "': got it twice");
     const auto known = std::find_if(std::begin(fed), std::end(fed), [&](auto& f) { return input.name == f.first; });
     if (known != std::end(fed)) {
       if (input.type != capi::kInt64) throw FileError(files_.path() + ": input '" + input.name + "': expected int64");
-      *known->second = numbers_[input.name] = values_.add({Type::kInteger, {}, nullptr});
+      *known->second = numbers_[input.name] = add({Type::kInteger, {}, nullptr}, -1);
     } else if (input.dims.size() == 4 && (input.type == capi::kFloat32 || input.type == capi::kInt8)) {
       pasts_[input.name] = {input.dims[1], input.dims[3], input.type == capi::kInt8};
     } else if (onnx_.initializers.count(input.name) == 0) {
@@ -143,7 +145,6 @@ void Binder::bind_inputs(Graph& graph) {
                       "float32 or int8");
     }
   }
-  writers_.assign(numbers_.size(), -1);
   if (graph.input_ids < 0) throw FileError(files_.path() + ": the graph has no input 'input_ids'");
 }
 
@@ -160,13 +161,17 @@ Step Binder::bind_node(const Node& node) {
   return step;
 }
 
+int Binder::add(const Tensor& tensor, int writer) {
+  writers_.push_back(writer);
+  return values_.add(tensor);
+}
+
 int Binder::read(const std::string& name) {
   auto found = numbers_.find(name);
   if (found == numbers_.end()) {
     const auto tensor = onnx_.initializers.find(name);
     if (tensor == onnx_.initializers.end()) throw Wrong("'" + name + "': nothing before this node computes it");
     found = numbers_.emplace(name, constant(name, tensor->second)).first;
-    writers_.push_back(-1);
   }
   reads_.push_back(found->second);
   return found->second;
@@ -174,9 +179,8 @@ int Binder::read(const std::string& name) {
 
 int Binder::write(const std::string& name) {
   if (name.empty()) throw Wrong("an output that is needed has no name");
-  const int value = values_.add();
+  const int value = add({}, step_);
   if (!numbers_.emplace(name, value).second) throw Wrong("'" + name + "': two nodes compute it, or it is an input");
-  writers_.push_back(step_);
   writes_.push_back(value);
   return value;
 }
@@ -187,7 +191,7 @@ int Binder::constant(const std::string& name, const Initializer& initializer) {
   const int64_t count = tensor.dims.count();
   if (initializer.type == capi::kFloat32) {
     tensor.data = const_cast<void*>(files_.data(initializer, capi::kFloat32, sizeof(float)));
-    return values_.add(tensor);
+    return add(tensor, -1);
   }
   if (initializer.type != capi::kInt64) {
     throw Wrong("constant '" + name + "': element type " + std::to_string(initializer.type) +
@@ -196,7 +200,7 @@ int Binder::constant(const std::string& name, const Initializer& initializer) {
   if (count > kMostIntegers) throw Wrong("constant '" + name + "': more than a million integers");
   tensor.type = Type::kInteger;
   tensor.data = const_cast<void*>(files_.data(initializer, capi::kInt64, sizeof(int64_t)));
-  return values_.add(tensor);
+  return add(tensor, -1);
 }
 
 CacheShape Binder::past(const std::string& name) {

@@ -43,6 +43,7 @@ class Binder {
   BcqMatrix matrix(const capi::Node& node) { return packed_.read(node); }
 
  private:
+  int add(const Tensor& tensor, int writer);
   int constant(const std::string& name, const capi::Initializer& tensor);
   void bind_inputs(Graph& graph);
   Step bind_node(const capi::Node& node);
