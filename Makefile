@@ -118,7 +118,7 @@ aarch64: build ## kernels and the C++ example for 64-bit Arm, run by qemu 10 or 
 	  --python-version 3.11 --dest build/ort-aarch64 onnxruntime
 	$(PY) -m zipfile -e build/ort-aarch64/onnxruntime-*.whl build/ort-aarch64
 	BCQ_ORT_AARCH64=$(CURDIR)/build/ort-aarch64 $(PY) -m pytest -n 0 tests/test_kernels_arm.py \
-	  tests/test_kernels_neon.py tests/test_sdk_examples.py
+	  tests/test_kernels_neon.py tests/test_sdk_examples.py tests/test_native_decoder.py
 
 footprint: build ## what a C++ program needs, into docs/benchmarks/footprint.md; ONNXRUNTIME_ROOT=...: 15 minutes
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(ONNXRUNTIME_ROOT)

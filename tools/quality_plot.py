@@ -25,7 +25,8 @@ def panel(name: str, model: dict[str, Any], top: int) -> str:
     """One model: bits to the right; loss upwards in logarithms, so that better is lower everywhere."""
     curves: dict[str, list[Point]] = {}
     for row in model["rows"].values():
-        curves.setdefault(row["method"], []).append((row["bits"], loss(row, model)))
+        if model["reference"] == 1.0 or "divergence" in row:
+            curves.setdefault(row["method"], []).append((row["bits"], loss(row, model)))
     points = [point for curve in curves.values() for point in curve]
     low, high = min(y for _, y in points), max(y for _, y in points)
     place = placing(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9, top)
