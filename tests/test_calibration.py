@@ -106,7 +106,9 @@ def test_the_report_tells_method_and_calibrated_error(calibrated: Path) -> None:
     attention, table = rows["transformer.h.0.attn.c_attn.weight"], rows["transformer.wte.weight"]
     assert attention["method"] == "calibrated"
     assert 0 < attention["calibrated_error"] < attention["relative_error"] < 1
-    assert (table["method"], table["calibrated_error"]) == ("multistart", None)
+    positions = rows["transformer.wpe.weight"]
+    assert table["method"] == "calibrated"  # it is also the head
+    assert (positions["method"], positions["calibrated_error"]) == ("multistart", None)
     section = json.loads((calibrated / "config.json").read_text())["quantization_config"]
     assert section["calibration"] == {"text": "calibration.txt", "windows": None, "tokens": None}
 
@@ -116,6 +118,29 @@ def test_without_calibration_the_report_says_nothing_of_it(model: Path, tmp_path
     told = (tmp_path / "base" / REPORT).read_text() + (tmp_path / "base" / "config.json").read_text()
     assert "calibrat" not in told
     assert '"method": "greedy"' in told  # of the options
+
+
+def logits(model: Path, base: Path | None = None) -> torch.Tensor:
+    """Of text that was not calibrated on, with the table of a base that is also the head, all else dense."""
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    if base is not None:
+        table = packing.unpack(QuantizedBase.open(base).packed("transformer.wte.weight"))
+        loaded.get_input_embeddings().weight.data.copy_(torch.from_numpy(table.dequantize()))
+    ids = transformers.AutoTokenizer.from_pretrained(model)(text(600, seed=1))["input_ids"]
+    with torch.inference_mode():
+        found: torch.Tensor = loaded(input_ids=torch.tensor(ids[:600]).reshape(-1, 30)).logits
+    return found
+
+
+def test_a_table_that_is_also_the_head_is_solved_for_what_the_head_reads(
+    model: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    quantize(model, tmp_path / "plain", TWO_BITS)
+    expected = logits(model)
+    plain, better = (
+        float((logits(model, base) - expected).square().mean()) for base in (tmp_path / "plain", calibrated)
+    )
+    assert better < plain
 
 
 def test_any_number_of_workers_makes_the_same_bytes(
@@ -172,7 +197,7 @@ def test_a_stopped_run_solves_nothing_twice_and_makes_the_same_bytes(
 
     monkeypatch.setattr(LocalWorkers, "solve", noted)
     quantize(model, tmp_path / "base", TWO_BITS, calibration=chosen, resume=True)
-    assert len(asked) == 2  # of ten: two tables and six matrices were there
+    assert len(asked) == 2  # of ten: a table that is the head, positions and six matrices were there
     assert contents(tmp_path / "base") == contents(calibrated)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 

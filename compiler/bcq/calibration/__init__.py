@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization that sees the inputs of each matrix: text in, second moments block by block, matrices out.
 
-Data flows from `texts` over `tokens` to `calibrate`, which walks the blocks of a model (`blocks`, `weights`,
-`hidden`, `moments`) and gives matrices as `task` to `pool` (processes) or `cluster` (Dask).
+Data flows from `texts` over `tokens` to `calibrate`. A `walk` goes through the blocks of a model (`blocks`,
+`weights`, `hidden`, `moments`), gives matrices as `task` to `pool` (processes) or `cluster` (Dask), and may
+`refine` them.
 """
 
 from __future__ import annotations

@@ -125,6 +125,12 @@ class Moments:
                 sums.values /= sums.rows
             sums.values = None
 
+    def spread(self, name: str, share: float) -> None:
+        """Adds the identity times a share of the mean diagonal to a finished mean."""
+        values = np.load(self._of[name].path, mmap_mode="r+", allow_pickle=False)
+        values[np.diag_indices(len(values))] += np.float32(share * values.diagonal().mean(dtype=np.float64))
+        values.flush()
+
     def path(self, name: str) -> Path:
         """The file with the mean of x x^T, float32 ``[K, K]``, over the inputs x of a layer."""
         return self._of[name].path

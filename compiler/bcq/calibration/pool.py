@@ -88,6 +88,7 @@ def start_worker() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        start_new_session=True,  # Ctrl-C is for this process, also while that one is still importing
     )
 
 
