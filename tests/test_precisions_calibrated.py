@@ -23,6 +23,7 @@ from bcq.export import export
 from bcq.files.base import QuantizedBase
 from bcq.matrices.plan import QuantizeOptions
 from bcq.quantize import REPORT, quantize
+from test_calibration import StopsAt
 from tiny_tokenizer import save_tokenizer, text
 
 OPTIONS = QuantizeOptions(bits=3, group_size=32, also_bits=(1, 2), overrides=["wpe*=keep"])
@@ -132,24 +133,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_any_number_of_workers_makes_the_same_bytes(made: Path, tmp_path: Path) -> None:
     quantize(made / "model", tmp_path / "base", OPTIONS, calibration=calibration(made, 2))
     assert contents(tmp_path / "base") == contents(made / "base")
-
-
-class StopsAt:
-    """Progress that ends a run after some matrices."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self.told: list[str] = []
-
-    def start(self, what: str, total: int) -> None: ...
-
-    def step(self, name: str, detail: str = "") -> None:
-        self.told.append(detail)
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-    def done(self) -> None: ...
 
 
 def test_a_stopped_run_goes_on_with_the_same_bytes(made: Path, tmp_path: Path) -> None:
