@@ -275,6 +275,8 @@ def page(rows: dict[str, Any], figure: str) -> str:
     for name, model in rows.items():
         lines.append(f"## {name}\n")
         for measure in MEASURES[model["unit"]]:
+            if not columns(model, measure):
+                continue
             rest = f", float32 {model['reference']:.5g}" if measure.key == "value" else ""
             lines += [f"{measure.title}{rest}:\n", *table(model, measure), ""]
     return "\n".join(lines)
@@ -282,7 +284,7 @@ def page(rows: dict[str, Any], figure: str) -> str:
 
 def table(model: dict[str, Any], measure: Measure) -> list[str]:
     """One line a method, one column a number of planes and kind of groups."""
-    headings = columns(model)
+    headings = columns(model, measure)
     lines = ["| method | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for method in (*OWN, *PEERS):
         cells = [cell(model, method, column, measure) for column in headings.values()]
@@ -290,10 +292,11 @@ def table(model: dict[str, Any], measure: Measure) -> list[str]:
     return lines
 
 
-def columns(model: dict[str, Any]) -> dict[str, tuple[int, str]]:
-    """Planes and kind of groups of each column, by its heading."""
+def columns(model: dict[str, Any], measure: Measure) -> dict[str, tuple[int, str]]:
+    """Planes and kind of groups of each column that has results, by its heading."""
     headings = {"row": "row-wise", "128": "g=128 with offset"}
-    pairs = sorted({(row["planes"], list(CODES).index(row["column"])) for row in model["rows"].values()})
+    rows = [row for row in model["rows"].values() if measure.key in row]
+    pairs = sorted({(row["planes"], list(CODES).index(row["column"])) for row in rows})
     return {f"q={bits}, {headings[list(CODES)[kind]]}": (bits, list(CODES)[kind]) for bits, kind in pairs}
 
 

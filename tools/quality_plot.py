@@ -15,7 +15,8 @@ Point = tuple[float, float]
 
 def plot(models: dict[str, Any]) -> str:
     """An SVG document; ``models`` as `quality_curve.py` keeps them."""
-    panels = [panel(name, model, index * HEIGHT) for index, (name, model) in enumerate(models.items())]
+    full = {name: model for name, model in models.items() if any(map(shown(model), model["rows"].values()))}
+    panels = [panel(name, model, index * HEIGHT) for index, (name, model) in enumerate(full.items())]
     size = f'width="{WIDTH + 270}" height="{HEIGHT * len(panels)}"'
     style = 'font-family="sans-serif" font-size="12"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(panels) + "\n</svg>\n"
@@ -24,9 +25,8 @@ def plot(models: dict[str, Any]) -> str:
 def panel(name: str, model: dict[str, Any], top: int) -> str:
     """One model: bits to the right; loss upwards in logarithms, so that better is lower everywhere."""
     curves: dict[str, list[Point]] = {}
-    for row in model["rows"].values():
-        if model["reference"] == 1.0 or "divergence" in row:
-            curves.setdefault(row["method"], []).append((row["bits"], loss(row, model)))
+    for row in filter(shown(model), model["rows"].values()):
+        curves.setdefault(row["method"], []).append((row["bits"], loss(row, model)))
     points = [point for curve in curves.values() for point in curve]
     low, high = min(y for _, y in points), max(y for _, y in points)
     place = placing(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9, top)
@@ -35,6 +35,11 @@ def panel(name: str, model: dict[str, Any], top: int) -> str:
         parts.append(line(sorted(curve), COLOURS[index % len(COLOURS)], place, method.startswith("BCQ")))
         parts.append(legend(method, COLOURS[index % len(COLOURS)], top + MARGIN + 18 * index))
     return "\n".join(parts)
+
+
+def shown(model: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Whether a row has what its model's panel shows."""
+    return lambda row: bool(model["reference"] == 1.0 or "divergence" in row)
 
 
 def loss(row: dict[str, Any], model: dict[str, Any]) -> float:
