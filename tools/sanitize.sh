@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The native test programs and the suite's part for the runtime on a library built with sanitizers; any finding fails.
+# The native test programs, a decoder on one thread and on four, and the suite's part for the runtime, on a library built
+# with sanitizers; any finding fails.
 # Usage: tools/sanitize.sh address,undefined | undefined | thread [arguments for pytest]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,6 +24,9 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "$build/planned_failures" "$folder"
 "$build/threads" 20
+"$python" -m bcq.cli export compiler/bcq/demo_model --output "$folder/demo" --bits 3 --quiet
+for count in 1 4; do "$build/native" "$folder/demo" 40 5 6 7 8 9 --threads $count > "$folder/$count"; done
+cmp "$folder/1" "$folder/4"
 # ONNX Runtime's own pool is not built with ThreadSanitizer, which therefore cannot see how it synchronizes.
 [ "$sanitizers" = thread ] && exit
 

@@ -156,7 +156,7 @@ class Attention : public Operator {
     }
   }
 
-  size_t part_bytes() const { return (size_t(room_ + (1 + kAtOnce) * cache_.width) * sizeof(float) + 63) / 64 * 64; }
+  size_t part_bytes() const { return whole_lines(size_t(room_ + (1 + kAtOnce) * cache_.width) * sizeof(float)); }
 
   // A row of the cache as floats; `spare` has room for it.
   const float* cached(const unsigned char* cache, int64_t head, int64_t token, float* spare) const {

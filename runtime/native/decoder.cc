@@ -8,15 +8,12 @@ namespace bcq::native {
 namespace {
 
 constexpr int64_t kUsualChunk = 64;  // rows that a product takes at once; more would only make the arena larger
-constexpr size_t kLine = 64;
 constexpr size_t kMostCache = size_t(1) << 46;
 
 int64_t checked(int64_t value, int64_t most, const char* name) {
   if (value >= 1 && value <= most) return value;
   throw Wrong(std::string(name) + ": got " + std::to_string(value) + ", expected 1 to " + std::to_string(most));
 }
-
-size_t whole_lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 }  // namespace
 

@@ -40,6 +40,17 @@ int axis_of(int64_t axis, int rank) {
   return int(axis < 0 ? axis + rank : axis);
 }
 
+void check_indices(const Tensor& indices, int64_t size) {
+  if (indices.type != Type::kInteger) throw Wrong("indices: got floats");
+  for (int64_t i = 0; i < indices.count(); ++i) {
+    const int64_t index = indices.integers()[i];
+    if (index < -size || index >= size) {
+      throw Wrong("indices: got " + std::to_string(index) + ", expected -" + std::to_string(size) + " to " +
+                  std::to_string(size - 1));
+    }
+  }
+}
+
 int NodeReader::input(size_t index) {
   inputs_.insert(index);
   if (!has(index)) throw Wrong("input " + std::to_string(index) + ": got none, expected one");

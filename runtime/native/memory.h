@@ -10,6 +10,9 @@
 
 namespace bcq::native {
 
+// Bytes up to the next line of the cache, on which vectors and parts of different threads begin.
+inline size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 class Memory {
  public:
   Memory() = default;

@@ -87,5 +87,7 @@ std::unique_ptr<Operator> make_shapes(NodeReader& node);
 
 // An axis that may count from the end, as 0 .. rank - 1. Throws Wrong for another.
 int axis_of(int64_t axis, int rank);
+// Throws Wrong unless `indices` are integers from -size to size - 1.
+void check_indices(const Tensor& indices, int64_t size);
 
 }  // namespace bcq::native

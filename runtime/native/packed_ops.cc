@@ -71,14 +71,7 @@ class Gather : public Operator {
 
   void shape(Values& values) const override {
     const Tensor& rows = values[rows_];
-    if (rows.type != Type::kInteger) throw Wrong("indices: got floats");
-    for (int64_t i = 0; i < rows.count(); ++i) {
-      const int64_t index = rows.integers()[i];
-      if (index < -matrix_.N || index >= matrix_.N) {
-        throw Wrong("indices: got " + std::to_string(index) + ", expected -" + std::to_string(matrix_.N) + " to " +
-                    std::to_string(matrix_.N - 1));
-      }
-    }
+    check_indices(rows, matrix_.N);
     Dims dims = rows.dims;
     dims.push(matrix_.K);
     values.make(y_, Type::kFloat, dims);

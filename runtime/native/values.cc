@@ -7,11 +7,8 @@
 namespace bcq::native {
 namespace {
 
-constexpr size_t kLine = 64;
 // What a file can make the planning run allocate for sizes and places.
 constexpr size_t kMostIntegerBytes = size_t(64) << 20;
-
-size_t whole_lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 // Blocks in use by where they begin, and where each ends.
 class Blocks {

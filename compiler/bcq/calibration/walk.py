@@ -66,7 +66,8 @@ class Walk:
             for matrix in packed.values()
             if matrix.kind in ("linear", "conv1d")
         }
-        self._layers |= self._tied_head()
+        self._tied = self._tied_head()
+        self._layers |= self._tied
         self._weights = ModelWeights(checkpoint, names, self._as_packed, scratch)
         inside = f"{self._blocks.name}."
         self._outside = {
@@ -83,7 +84,7 @@ class Walk:
 
     def run(self) -> None:
         """From the token ids to the output embeddings."""
-        for head in self._tied_head():
+        for head in self._tied:
             self._solve_table(head)
         for matrix in self._packed.values():
             if matrix.kind == "embedding":
@@ -115,7 +116,8 @@ class Walk:
         if missing:
             moments = self._moments_of_head(head)
             moments.finish()
-            moments.spread(head, LOOKUPS)
+            if head in moments.names():
+                moments.spread(head, LOOKUPS)
             self._solve(missing, moments)
             moments.remove()
 
@@ -180,10 +182,11 @@ class Walk:
             return
         moments = self._solve_block(number, held, layers, self._missing(layers))
         solved = {layer: self._layers[layer] for layer in layers if self._is_solved(layer)}
-        with self._weights.loaded(held, packed=True):
-            refined = self._refine(number, solved)
-        for layer, weight in refined.items():
-            self._solver.refine(solved[layer], keys[layer], weight, moments.path(layer))
+        if solved:
+            with self._weights.loaded(held, packed=True):
+                refined = self._refine(number, solved)
+            for layer, weight in refined.items():
+                self._solver.refine(solved[layer], keys[layer], weight, moments.path(layer))
         moments.remove()
 
     def _refine(self, number: int, layers: Mapping[str, BaseMatrix]) -> Mapping[str, PackedWeight]:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def write_description(base: QuantizedBase, skeleton: Skeleton, folder: Path) -> None:
     """How the graphs of something that generates are run, and what onnxruntime-genai wants beside them."""
     from bcq.files.genai import write_genai
+    from bcq.files.library import library_path
     from bcq.frontends.weightless import spelt_out
     from bcq.generation.described import write_encoder_decoder
-    from bcq.runtime import library_path
 
     if skeleton.architecture.kind == "encoder":
         return

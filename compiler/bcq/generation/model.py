@@ -18,7 +18,7 @@ from bcq.files.kinds import require_export
 from bcq.generation.answer import Answer
 from bcq.generation.cache import PAST, PRESENT, slots
 from bcq.generation.decoder import Decoder
-from bcq.generation.described import read_described
+from bcq.generation.described import Described, read_described
 from bcq.generation.pieces import Pieces
 from bcq.generation.runner import Context, Runner
 from bcq.generation.sampling import chooser, is_integer
@@ -45,12 +45,17 @@ class Model:
 
     def __init__(self, folder: Path, session: Any, config: dict[str, Any]) -> None:
         described = read_described(folder / self.description, config, session)
+        decoder = Decoder(session, described.context_length, described.shares_buffer)
+        self._open(folder, session, described, decoder)
+
+    def _open(self, folder: Path, session: Any, described: Described, decoder: Decoder) -> None:
+        """Sets what every model has."""
         self.folder = folder
         self.session = session
         self.context_length = described.context_length
         self.vocabulary = described.vocabulary
         self.end_tokens = described.end_tokens
-        self.decoder = Decoder(session, described.context_length, described.shares_buffer)
+        self.decoder = decoder
         self._tokenizer: Any = None
         self._tasks: Tasks | None = None
         self._using: Feeds = {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bcq.adapters.tasks import Feeds, Task
+from bcq.adapters.tasks import Task
 from bcq.checks.external import check_file
 from bcq.checks.model import check_model
 from bcq.errors import UnsupportedError
@@ -32,15 +32,7 @@ class NativeModel(Model):
     def __init__(self, folder: Path, file: Path, threads: int) -> None:
         config = folder / CONFIG_FILE
         described = read_described(config, read_json(config), None)
-        self.folder = folder
-        self.session = None
-        self.context_length = described.context_length
-        self.vocabulary = described.vocabulary
-        self.end_tokens = described.end_tokens
-        self.decoder = NativeDecoder(file, described.vocabulary, threads)
-        self._tokenizer = None
-        self._tasks = None
-        self._using: Feeds = {}
+        self._open(folder, None, described, NativeDecoder(file, described.vocabulary, threads))
 
     def generate_batch(
         self,
