@@ -21,9 +21,9 @@ static void print_peak(void) {
 int main(int words, char** word) {
   int shows_memory = 0, threads = 1, ids = 0;
   int64_t* id = calloc((size_t)words, sizeof *id);
-  for (int i = 3; i < words; ++i) {
+  for (int i = 3; id != NULL && i < words; ++i) {
     if (strcmp(word[i], "--memory") == 0) shows_memory = 1;
-    else if (strcmp(word[i], "--threads") == 0 && i + 1 < words) threads = atoi(word[++i]);
+    else if (strcmp(word[i], "--threads") == 0) threads = ++i < words ? atoi(word[i]) : -1;
     else id[ids++] = strtoll(word[i], NULL, 10);
   }
   if (ids == 0) return fprintf(stderr, "use: native FOLDER COUNT ID... [--threads N] [--memory]\n"), 1;
@@ -43,8 +43,9 @@ int main(int words, char** word) {
     fflush(stdout);
   }
   puts("");
-  const BcqDecoderBytes bytes = bcq_decoder_bytes(decoder);
   if (shows_memory) {
+    BcqDecoderBytes bytes = {.struct_bytes = sizeof bytes};
+    bcq_decoder_bytes(decoder, &bytes);
     fprintf(stderr, "arena %zu, cache %zu, scratch %zu, mapped %zu bytes\n", bytes.arena, bytes.cache, bytes.scratch,
             bytes.mapped);
     print_peak();

@@ -29,7 +29,8 @@ extern "C" {
 BCQ_API int32_t bcq_abi_version(void);
 BCQ_API const char* bcq_version(void);
 
-/* A packed matrix W [N, K]: q binary planes and their factors, wherever they lie. Nobody copies or frees them. */
+/* A packed matrix W [N, K]: q binary planes and their factors, wherever they lie. Nobody copies or frees them. Has no
+ * size of its own, so no field is added within one BCQ_ABI_VERSION. */
 typedef struct BcqMatrix {
   int64_t N;          /* outputs, 1 to 2^31 - 1 */
   int64_t K;          /* inputs, 1 to 2^31 - 1 */

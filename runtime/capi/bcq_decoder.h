@@ -23,12 +23,13 @@ typedef struct BcqDecoderOptions {
   int64_t room;        /* tokens that it can see, prompt included; there is no usual value */
   int32_t threads;     /* that compute, the caller's included; 0: one. Results have the same bits for any number */
   int32_t chunk;       /* tokens of a prompt that run together; 0: 64. Memory grows with it */
-  BcqParallelFor parallel_for; /* `threads` threads of the caller; NULL: the decoder starts its own */
+  BcqParallelFor parallel_for; /* at least two `threads` of the caller; NULL: the decoder starts its own */
   void* pool;
 } BcqDecoderOptions;
 
 /* Bytes that a decoder has. Those of the files and of the cache become resident as they are used. */
 typedef struct BcqDecoderBytes {
+  size_t struct_bytes; /* sizeof(BcqDecoderBytes), from the caller: no more is written */
   size_t arena;   /* what lies between two nodes */
   size_t cache;   /* keys and values for all of `room` */
   size_t scratch; /* of products and attention */
@@ -48,7 +49,7 @@ BCQ_API void bcq_decoder_keep(BcqDecoder* decoder, int64_t tokens);
 
 BCQ_API int64_t bcq_decoder_seen(const BcqDecoder* decoder);
 BCQ_API int64_t bcq_decoder_vocabulary(const BcqDecoder* decoder);
-BCQ_API BcqDecoderBytes bcq_decoder_bytes(const BcqDecoder* decoder);
+BCQ_API void bcq_decoder_bytes(const BcqDecoder* decoder, BcqDecoderBytes* bytes);
 BCQ_API void bcq_decoder_close(BcqDecoder* decoder); /* NULL is fine */
 
 #ifdef __cplusplus

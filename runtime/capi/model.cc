@@ -2,9 +2,10 @@
 // The reader of bcq.h: maps an exported model and finds its packed matrices.
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
-#include <new>
 #include <string>
+#include <string_view>
 
 #include "capi/bcq.h"
 #include "capi/packed.h"
@@ -32,7 +33,7 @@ class Model {
 
   const std::deque<Named>& matrices() const { return matrices_; }
 
-  const BcqMatrix* find(const std::string& name) const {
+  const BcqMatrix* find(std::string_view name) const {
     const auto found = by_name_.find(name);
     return found == by_name_.end() ? nullptr : &matrices_[found->second].matrix;
   }
@@ -50,7 +51,7 @@ class Model {
 
   TensorFiles files_;
   std::deque<Named> matrices_;
-  std::map<std::string, size_t> by_name_;
+  std::map<std::string, size_t, std::less<>> by_name_;
 };
 
 }  // namespace bcq::capi
@@ -85,12 +86,7 @@ const BcqMatrix* bcq_model_matrix(const BcqModel* model, size_t index) {
 }
 
 const BcqMatrix* bcq_model_find(const BcqModel* model, const char* name) {
-  if (model == nullptr || name == nullptr) return nullptr;
-  try {
-    return model->model.find(name);
-  } catch (const std::bad_alloc&) {
-    return nullptr;  // a long name is copied before it is looked up
-  }
+  return model == nullptr || name == nullptr ? nullptr : model->model.find(name);
 }
 
 }  // extern "C"

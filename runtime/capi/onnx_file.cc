@@ -75,25 +75,30 @@ float real_of(const Field& field) {  // a fixed32
   return value;
 }
 
-void read_attribute(View bytes, Node& node) {  // AttributeProto: name 1, f 2, i 3, s 4, type 20
+// AttributeProto: name 1, f 2, i 3, s 4, type 20 (1 FLOAT, 2 INT, 3 STRING). Some writers leave out a value that is 0.
+void read_attribute(View bytes, Node& node) {
   constexpr uint64_t kName = 1, kReal = 2, kNumber = 3, kText = 4, kType = 20, kDoc = 13;
   std::string name;
   Message message(bytes);
   Field real = {}, number = {}, text = {};
+  uint64_t type = 0;
   bool other = false;
   for (Field field; message.next(field);) {
     if (field.tag == kName) name = field.text();
     else if (field.tag == kReal) real = field;
     else if (field.tag == kNumber) number = field;
     else if (field.tag == kText) text = field;
-    else if (field.tag != kType && field.tag != kDoc) other = true;
+    else if (field.tag == kType) type = field.number;
+    else if (field.tag != kDoc) other = true;
   }
+  const bool is_real = real.tag != 0 || type == 1, is_number = number.tag != 0 || type == 2;
+  const bool is_text = text.tag != 0 || type == 3;
   bool first = true;
-  if (real.tag != 0) first &= node.reals.emplace(name, real_of(real)).second;
-  if (number.tag != 0) first &= node.numbers.emplace(name, int64_t(number.number)).second;
-  if (text.tag != 0) first &= node.texts.emplace(name, text.text()).second;
+  if (is_real) first &= node.reals.emplace(name, real.tag == 0 ? 0.0f : real_of(real)).second;
+  if (is_number) first &= node.numbers.emplace(name, int64_t(number.number)).second;
+  if (is_text) first &= node.texts.emplace(name, text.text()).second;
   if (!first) twice("attribute '" + name + "'");
-  if (other) node.others.push_back(name);
+  if (other || !(is_real || is_number || is_text)) node.others.push_back(name);
 }
 
 Node read_node(View bytes) {  // NodeProto: input 1, output 2, name 3, op_type 4, attribute 5, domain 7
@@ -152,7 +157,7 @@ void read_place(View bytes, Initializer& tensor) {  // StringStringEntryProto: k
   }
   if (key == "location") tensor.location = value;
   if (key == "offset") tensor.offset = decimal(value);
-  if (key == "length") tensor.length = decimal(value);
+  if (key == "length") tensor.length = decimal(value), tensor.has_length = true;
 }
 
 void read_dims(const Field& field, Initializer& tensor) {  // packed, or one by one

@@ -39,6 +39,7 @@ struct Initializer {
   std::string location;
   uint64_t offset = 0;
   uint64_t length = 0;
+  bool has_length = false;  // else it ends where its elements do
 };
 
 struct GraphInput {

@@ -32,6 +32,8 @@ Attributes attributes_of(const Node& node) {
   found.K = number("K");
   found.N = number("N");
   found.group_size = number("group_size");
+  const auto level = node.numbers.find("accuracy_level");
+  found.accuracy_level = level == node.numbers.end() ? 0 : level->second;
   found.layout = text("layout");
   found.code_hash = text("code_hash");
   refuse(check_attributes(found));
@@ -74,10 +76,11 @@ BcqMatrix PackedReader::read(const Node& node) {
   matrix.group_size = attributes.group_size;
   matrix.bits = int32_t(attributes.bits);
   matrix.planes = int32_t(attributes.planes);
-  matrix.codes = static_cast<const uint32_t*>(files_.data(*parts[0], kUint32, sizeof(uint32_t)));
-  const auto half = [&](size_t i) {
-    return static_cast<const uint16_t*>(files_.data(*parts[i], kFloat16, sizeof(uint16_t)));
+  const auto data = [&](size_t i, int64_t type, size_t element) {
+    return files_.data(node.inputs[i + 1], *parts[i], type, element);
   };
+  matrix.codes = static_cast<const uint32_t*>(data(0, kUint32, sizeof(uint32_t)));
+  const auto half = [&](size_t i) { return static_cast<const uint16_t*>(data(i, kFloat16, sizeof(uint16_t))); };
   matrix.alpha_1 = half(1);
   matrix.alpha_rest = half(2);
   matrix.offset = half(3);

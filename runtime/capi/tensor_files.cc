@@ -37,7 +37,15 @@ OnnxGraph TensorFiles::graph(const std::string& domain) const {
   }
 }
 
-const void* TensorFiles::data(const Initializer& tensor, int64_t type, size_t element) {
+const void* TensorFiles::data(const std::string& name, const Initializer& tensor, int64_t type, size_t element) {
+  try {
+    return checked_data(tensor, type, element);
+  } catch (const Wrong& wrong) {
+    throw Wrong("'" + name + "': " + wrong.what());
+  }
+}
+
+const void* TensorFiles::checked_data(const Initializer& tensor, int64_t type, size_t element) {
   if (tensor.type != type) {
     throw Wrong("element type: got " + std::to_string(tensor.type) + ", expected " + std::to_string(type));
   }
@@ -45,7 +53,8 @@ const void* TensorFiles::data(const Initializer& tensor, int64_t type, size_t el
   if (elements < 0) throw Wrong("a tensor is too large");
   const size_t wanted = size_t(elements) * element;
   if (wanted == 0) return nullptr;
-  const View bytes = tensor.external ? external(tensor) : inlined(tensor);
+  if (!tensor.external && tensor.raw.size == 0) throw Wrong("its data is not in raw_data, as exports have it");
+  const View bytes = tensor.external ? external(tensor, tensor.has_length ? tensor.length : wanted) : inlined(tensor);
   if (bytes.size != wanted) {
     throw Wrong("bytes: got " + std::to_string(bytes.size) + ", expected " + std::to_string(wanted));
   }
@@ -67,7 +76,7 @@ View TensorFiles::inlined(const Initializer& tensor) {
   return inside_[tensor.raw.data] = {copies_.back().data(), copies_.back().size()};
 }
 
-View TensorFiles::external(const Initializer& tensor) {
+View TensorFiles::external(const Initializer& tensor, uint64_t length) {
   const std::string& place = tensor.location;
   if (tensor.raw.size != 0) throw Wrong("its data lies both inside and outside of the file");
   if (place.empty() || place.find('/') != std::string::npos || place.find('\0') != std::string::npos) {
@@ -76,13 +85,13 @@ View TensorFiles::external(const Initializer& tensor) {
   Data& data = data_[place];
   if (data.file == nullptr) data.file = std::make_unique<MappedFile>(folder_of(path_) + "/" + place);
   const View all = data.file->bytes();
-  if (tensor.offset > all.size || tensor.length > all.size - tensor.offset) {
+  if (tensor.offset > all.size || length > all.size - tensor.offset) {
     throw Wrong("its data ends behind the end of " + place + ", which may be cut short: copy it again");
   }
-  if (!is_own(data.used, tensor.offset, tensor.offset + tensor.length)) {
+  if (!is_own(data.used, tensor.offset, tensor.offset + length)) {
     throw Wrong("its data in " + place + " overlaps that of another tensor");
   }
-  return {all.data + tensor.offset, size_t(tensor.length)};
+  return {all.data + tensor.offset, size_t(length)};
 }
 
 }  // namespace bcq::capi

@@ -31,8 +31,8 @@ class TensorFiles {
   OnnxGraph graph(const std::string& domain) const;
 
   // The bytes of a tensor, all that its shape asks for; null for an empty one. They stay as long as this object.
-  // Throws Wrong, or FileError for a data file that cannot be mapped.
-  const void* data(const Initializer& tensor, int64_t type, size_t element);
+  // Throws Wrong with its name in front, or FileError for a data file that cannot be mapped.
+  const void* data(const std::string& name, const Initializer& tensor, int64_t type, size_t element);
 
   // Bytes of all files that are mapped.
   size_t mapped() const;
@@ -44,8 +44,9 @@ class TensorFiles {
     std::map<uint64_t, uint64_t> used;
   };
 
+  const void* checked_data(const Initializer& tensor, int64_t type, size_t element);
   View inlined(const Initializer& tensor);
-  View external(const Initializer& tensor);
+  View external(const Initializer& tensor, uint64_t length);
 
   std::string path_;
   MappedFile file_;

@@ -6,10 +6,9 @@
 
 #include "core/bcq_core.h"
 #include "core/half.h"
+#include "core/lines.h"
 
 namespace bcq {
-
-static inline size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Bytes of the float32 activations and results of p.M rows.
 static inline size_t widened_bytes(const BcqMatMulProblem& p) {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of bcq_decoder.h: no exception leaves them.
+#include <algorithm>
+#include <cstring>
 #include <exception>
 #include <string>
+#include <system_error>
 
 #include "capi/bcq_decoder.h"
 #include "capi/told.h"
@@ -24,6 +27,8 @@ BcqDecoder* bcq_decoder_open(const char* path, const BcqDecoderOptions* options,
     return new BcqDecoder(path, *options);
   } catch (const std::bad_alloc&) {
     bcq::capi::tell("out of memory", why, why_bytes);
+  } catch (const std::system_error& error) {
+    bcq::capi::tell((std::string("threads: the system starts no more: ") + error.what()).c_str(), why, why_bytes);
   } catch (const std::exception& error) {
     bcq::capi::tell(error.what(), why, why_bytes);
   }
@@ -51,8 +56,12 @@ int64_t bcq_decoder_vocabulary(const BcqDecoder* decoder) {
   return decoder == nullptr ? 0 : decoder->decoder.vocabulary();
 }
 
-BcqDecoderBytes bcq_decoder_bytes(const BcqDecoder* decoder) {
-  return decoder == nullptr ? BcqDecoderBytes{} : decoder->decoder.bytes();
+void bcq_decoder_bytes(const BcqDecoder* decoder, BcqDecoderBytes* bytes) {
+  if (bytes == nullptr) return;
+  const size_t size = std::min(bytes->struct_bytes, sizeof *bytes);
+  BcqDecoderBytes found = decoder == nullptr ? BcqDecoderBytes{} : decoder->decoder.bytes();
+  found.struct_bytes = bytes->struct_bytes;
+  std::memcpy(bytes, &found, size);
 }
 
 void bcq_decoder_close(BcqDecoder* decoder) { delete decoder; }

@@ -34,6 +34,9 @@ class Attention : public Operator {
     if (node.number("do_rotary", 0) != 0) throw Wrong("do_rotary: got 1, expected rotations before it");
     if (node.number("smooth_softmax", 0) > 0) throw Wrong("smooth_softmax: got 1, expected 0 without onnxruntime");
     if (scale_ == 0) scale_ = 1 / std::sqrt(float(cache_.width));
+    if (window_ != -1 && window_ < 1) {
+      throw Wrong("local_window_size: got " + std::to_string(window_) + ", expected 1 or more, or -1");
+    }
     read_scales(node);
   }
 

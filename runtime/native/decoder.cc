@@ -24,6 +24,9 @@ Decoder::Decoder(const std::string& path, const BcqDecoderOptions& options)
       team_(size_t(checked(options.threads == 0 ? 1 : options.threads, 256, "threads")), options.parallel_for,
             options.pool),
       mask_(size_t(room_), 1), ids_(size_t(chunk_)), positions_(size_t(chunk_)) {
+  if (options.parallel_for != nullptr && options.threads < 2) {
+    throw Wrong("threads: got " + std::to_string(options.threads) + " with parallel_for, expected how many it has: 2 or more");
+  }
   place_cache();
   plan();
 }
@@ -60,13 +63,12 @@ void Decoder::plan() {
       if (std::all_of(step.outputs.begin(), step.outputs.end(), is_integer)) step.op->run(values_, work);
       scratch = std::max(scratch, step.op->scratch_bytes(values_, team_.size()));
     } catch (const Wrong& wrong) {
-      fail(step, wrong);
+      fail(step, Wrong(wrong.what() + (", in a run of " + std::to_string(chunk_)) + " tokens for a room of " +
+                       std::to_string(room_)));
     }
   }
-  const Tensor& logits = values_[graph_.logits];
-  if (logits.type != Type::kFloat || logits.dims.rank != 3 || logits.rows() < 1) {
-    throw FileError(files_.path() + ": output 'logits': got shape " + logits.dims.text());
-  }
+  vocabulary_ = values_[graph_.logits].last();
+  check_logits();
   values_.finish_plan(graph_.last_reads);
   scratch_ = Memory(scratch);
 }
@@ -75,7 +77,7 @@ const float* Decoder::step(const int64_t* ids, int64_t count) {
   if (count < 1) throw Wrong("count: got " + std::to_string(count) + ", expected at least 1");
   if (count > room_ - seen_) {
     throw Wrong("got " + std::to_string(count) + " tokens after " + std::to_string(seen_) + ", but the decoder has room for " +
-                std::to_string(room_) + ": open it with more room, or reset it");
+                std::to_string(room_) + ": open it with more room, or forget some (bcq_decoder_keep)");
   }
   int64_t past = seen_;
   for (int64_t begin = 0; begin < count; begin += chunk_) {
@@ -84,9 +86,19 @@ const float* Decoder::step(const int64_t* ids, int64_t count) {
     run({team_, scratch_.data(), past, rows}, begin + rows == count);
     past += rows;
   }
+  check_logits();
   seen_ = past;
   const Tensor& logits = values_[graph_.logits];
-  return logits.floats() + (logits.rows() - 1) * logits.last();
+  return logits.floats() + (logits.rows() - 1) * vocabulary_;
+}
+
+// Their shape may depend on the tokens.
+void Decoder::check_logits() const {
+  const Tensor& logits = values_[graph_.logits];
+  if (logits.type != Type::kFloat || logits.dims.rank != 3 || logits.rows() < 1 || logits.last() != vocabulary_) {
+    throw FileError(files_.path() + ": output 'logits': got shape " + logits.dims.text() + ", expected floats [1, rows, " +
+                    std::to_string(vocabulary_) + "]");
+  }
 }
 
 void Decoder::feed(const int64_t* ids, int64_t rows, int64_t past) {
@@ -124,7 +136,7 @@ void Decoder::fail(const Step& step, const Wrong& wrong) const {
 }
 
 BcqDecoderBytes Decoder::bytes() const {
-  return {values_.arena_bytes(), cache_.bytes(), scratch_.bytes(), files_.mapped()};
+  return {sizeof(BcqDecoderBytes), values_.arena_bytes(), cache_.bytes(), scratch_.bytes(), files_.mapped()};
 }
 
 }  // namespace bcq::native

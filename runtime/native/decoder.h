@@ -23,7 +23,7 @@ class Decoder {
   void keep(int64_t tokens) { seen_ = std::min(seen_, std::max<int64_t>(tokens, 0)); }
 
   int64_t seen() const { return seen_; }
-  int64_t vocabulary() const { return values_[graph_.logits].last(); }
+  int64_t vocabulary() const { return vocabulary_; }
   BcqDecoderBytes bytes() const;
 
  private:
@@ -32,6 +32,7 @@ class Decoder {
   // Feeds the tokens behind those that were seen.
   void feed(const int64_t* ids, int64_t rows, int64_t past);
   void run(const Work& work, bool wants_logits);
+  void check_logits() const;
   [[noreturn]] void fail(const Step& step, const Wrong& wrong) const;
 
   const int64_t room_, chunk_;
@@ -42,6 +43,7 @@ class Decoder {
   Memory cache_, scratch_;
   std::vector<int64_t> mask_, ids_, positions_;
   int64_t kept_logits_ = 1;
+  int64_t vocabulary_ = 0;
   int64_t seen_ = 0;
 };
 

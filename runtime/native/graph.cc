@@ -63,19 +63,19 @@ int NodeReader::output(size_t index) {
 }
 
 int64_t NodeReader::number(const std::string& name, int64_t otherwise) {
-  attributes_.insert(name);
+  numbers_.insert(name);
   const auto found = node_.numbers.find(name);
   return found == node_.numbers.end() ? otherwise : found->second;
 }
 
 float NodeReader::real(const std::string& name, float otherwise) {
-  attributes_.insert(name);
+  reals_.insert(name);
   const auto found = node_.reals.find(name);
   return found == node_.reals.end() ? otherwise : found->second;
 }
 
 std::string NodeReader::text(const std::string& name, const std::string& otherwise) {
-  attributes_.insert(name);
+  texts_.insert(name);
   const auto found = node_.texts.find(name);
   return found == node_.texts.end() ? otherwise : found->second;
 }
@@ -88,19 +88,24 @@ CacheShape NodeReader::past(size_t index) {
 
 BcqMatrix NodeReader::matrix() {
   for (size_t i = 1; i < node_.inputs.size(); ++i) inputs_.insert(i);
-  for (const auto& [name, value] : node_.numbers) attributes_.insert(name);  // the reader of matrices checks them
-  for (const auto& [name, value] : node_.texts) attributes_.insert(name);
+  for (const char* name : {"format_version", "bits", "K", "N", "group_size"}) numbers_.insert(name);
+  for (const char* name : {"layout", "code_hash"}) texts_.insert(name);
   return binder_.matrix(node_);
 }
 
 void NodeReader::finish() const {
-  const auto known = [&](const std::string& name) {
-    if (attributes_.count(name) == 0) throw Wrong("attribute '" + name + "': it is not supported without onnxruntime");
+  const auto refuse = [](const std::string& name, const char* kind) {
+    throw Wrong("attribute '" + name + "': got " + kind + ", which is not supported without onnxruntime");
   };
-  for (const auto& [name, value] : node_.numbers) known(name);
-  for (const auto& [name, value] : node_.reals) known(name);
-  for (const auto& [name, value] : node_.texts) known(name);
-  for (const std::string& name : node_.others) known(name);
+  const auto check = [&](const auto& given, const std::set<std::string>& asked, const char* kind) {
+    for (const auto& [name, value] : given) {
+      if (asked.count(name) == 0) refuse(name, kind);
+    }
+  };
+  check(node_.numbers, numbers_, "an integer");
+  check(node_.reals, reals_, "a float");
+  check(node_.texts, texts_, "a string");
+  for (const std::string& name : node_.others) refuse(name, "a list, a tensor or a graph");
   for (size_t i = 0; i < node_.inputs.size(); ++i) {
     if (has(i) && inputs_.count(i) == 0) {
       throw Wrong("input " + std::to_string(i) + " ('" + node_.inputs[i] + "'): it is not supported without onnxruntime");
@@ -200,8 +205,11 @@ int Binder::constant(const std::string& name, const Initializer& initializer) {
   Tensor tensor;
   for (const int64_t size : initializer.dims) tensor.dims.push(size);
   const int64_t count = tensor.dims.count();
+  const auto data = [&](size_t element) {
+    return const_cast<void*>(files_.data(name, initializer, initializer.type, element));
+  };
   if (initializer.type == capi::kFloat32) {
-    tensor.data = const_cast<void*>(files_.data(initializer, capi::kFloat32, sizeof(float)));
+    tensor.data = data(sizeof(float));
     return add(tensor, -1);
   }
   if (initializer.type != capi::kInt64) {
@@ -210,7 +218,7 @@ int Binder::constant(const std::string& name, const Initializer& initializer) {
   }
   if (count > kMostIntegers) throw Wrong("constant '" + name + "': more than a million integers");
   tensor.type = Type::kInteger;
-  tensor.data = const_cast<void*>(files_.data(initializer, capi::kInt64, sizeof(int64_t)));
+  tensor.data = data(sizeof(int64_t));
   return add(tensor, -1);
 }
 

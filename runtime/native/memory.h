@@ -8,10 +8,9 @@
 #include <new>
 #include <utility>
 
-namespace bcq::native {
+#include "core/lines.h"
 
-// Bytes up to the next line of the cache, on which vectors and parts of different threads begin.
-inline size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+namespace bcq::native {
 
 class Memory {
  public:

@@ -54,7 +54,6 @@ class NodeReader {
   NodeReader(const capi::Node& node, Binder& binder) : node_(node), binder_(binder) {}
 
   const capi::Node& node() const { return node_; }
-  Binder& binder() { return binder_; }
 
   bool has(size_t input) const { return input < node_.inputs.size() && !node_.inputs[input].empty(); }
   int input(size_t index);
@@ -71,7 +70,7 @@ class NodeReader {
   const capi::Node& node_;
   Binder& binder_;
   std::set<size_t> inputs_;
-  std::set<std::string> attributes_;
+  std::set<std::string> numbers_, reals_, texts_;  // attributes that were asked for
 };
 
 // One for each file of operators; NULL where the node is of none of its kinds.

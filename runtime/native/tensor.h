@@ -16,6 +16,7 @@ using capi::Wrong;
 
 constexpr int kMostRank = 6;
 constexpr int64_t kMostElements = int64_t(1) << 36;
+constexpr int64_t kMostOfNothing = int64_t(1) << 20;  // empty rows, which loops go over all the same
 
 enum class Type { kFloat, kInteger };
 
@@ -48,14 +49,17 @@ struct Dims {
 
   // All elements. Throws Wrong for a dimension below 0, and where any product of them would be out of range.
   int64_t count() const {
-    int64_t all = 1, without_zeros = 1;
+    int64_t without_zeros = 1;
+    bool has_zero = false;
     for (int i = 0; i < rank; ++i) {
-      if (at[i] < 0 || at[i] > kMostElements) throw Wrong("a value has a dimension of " + std::to_string(at[i]));
-      all *= at[i];
-      without_zeros *= at[i] == 0 ? 1 : at[i];
-      if (without_zeros > kMostElements) throw Wrong("a value has more than 2^36 elements");
+      if (at[i] < 0) throw Wrong("a value has a dimension of " + std::to_string(at[i]));
+      has_zero |= at[i] == 0;
+      const int64_t size = at[i] == 0 ? 1 : at[i];
+      if (without_zeros > kMostElements / size) throw Wrong("a value of shape " + text() + " has more than 2^36 elements");
+      without_zeros *= size;
     }
-    return all;
+    if (has_zero && without_zeros > kMostOfNothing) throw Wrong("a value of shape " + text() + " is empty and too large");
+    return has_zero ? 0 : without_zeros;
   }
 
   std::string text() const {

@@ -33,7 +33,6 @@ class Values {
   void now(int node) { now_ = node; }
   void finish_plan(const std::vector<int>& last_reads);
 
-  bool planning() const { return planning_; }
   size_t arena_bytes() const { return arena_.bytes(); }
 
  private:

@@ -26,15 +26,18 @@ void check_line(const char* line) {
 }
 
 void check_steps(BcqDecoder* decoder) {
-  const BcqDecoderBytes bytes = bcq_decoder_bytes(decoder);
+  BcqDecoderBytes bytes = {};
+  bytes.struct_bytes = sizeof bytes;
+  bcq_decoder_bytes(decoder, &bytes);
   if (bytes.arena > kMostArena || bytes.cache > kMostArena || bytes.scratch > kMostArena) return;
+  const int64_t vocabulary = bcq_decoder_vocabulary(decoder);  // as a caller does: once
   const int64_t ids[kRoom + 1] = {1, 2, 3};
   for (const int64_t count : {int64_t(5), int64_t(1), kRoom + 1}) {
     const float* logits = nullptr;
     const int64_t before = bcq_decoder_seen(decoder);
     const char* wrong = bcq_decoder_step(decoder, ids, count, &logits);
     if (wrong != nullptr) check_line(wrong);
-    else for (int64_t i = 0; i < bcq_decoder_vocabulary(decoder); ++i) sink = logits[i];
+    else for (int64_t i = 0; i < vocabulary; ++i) sink = logits[i];
     if (bcq_decoder_seen(decoder) != before + (wrong == nullptr ? count : 0)) fuzz::found("tokens that are not counted");
   }
 }

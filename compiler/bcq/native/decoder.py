@@ -9,10 +9,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bcq.errors import InputError
+from bcq.errors import InputError, UnsupportedError
 from bcq.generation.cache import Cache, Feeds
 from bcq.generation.decoder import Decoder
 from bcq.native.library import OpenDecoder
+
+
+def one_text() -> UnsupportedError:
+    """What whoever asks for more is told."""
+    return UnsupportedError("E401", "batches do not run without onnxruntime.", "Use bcq.load(folder).")
 
 
 class NativeCache:
@@ -58,9 +63,12 @@ class NativeDecoder(Decoder):
         """An empty cache for one text of so many tokens.
 
         Raises:
-            UnsupportedError: E401 when the graph has something that does not run without onnxruntime.
+            UnsupportedError: E401 for several texts, or when the graph has something that does not run without
+                onnxruntime.
             InputError: E102 when its vocabulary is not that of the configuration.
         """
+        if rows != 1:
+            raise one_text()
         opened = OpenDecoder(self._file, max(room, 1), self._threads)
         if opened.vocabulary != self._vocabulary:
             raise InputError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcq.checks.library import check_contract, check_whole
-from bcq.errors import ResourceError, UnsupportedError, UsageError
+from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.files.library import library_path
 
 _WHY_BYTES = 1024
+_END = "."  # of a sentence
 _NO_MEMORY = "out of memory"
+_MOST = 2**31 - 1  # what an int32 holds
+_OPTIONS = ("room:", "threads:", "chunk:")
 
 
 class _Options(ctypes.Structure):
@@ -39,7 +43,9 @@ class Bytes(ctypes.Structure):
     cache: int
     scratch: int
     mapped: int
-    _fields_ = tuple((name, ctypes.c_size_t) for name in ("arena", "cache", "scratch", "mapped"))
+    _fields_ = tuple(
+        (name, ctypes.c_size_t) for name in ("struct_bytes", "arena", "cache", "scratch", "mapped")
+    )
 
 
 class OpenDecoder:
@@ -52,15 +58,20 @@ class OpenDecoder:
         chunk: tokens of a prompt that run together; 0 for the usual number.
 
     Raises:
+        InputError: E101 when there is no such file.
         UnsupportedError: E401 when the graph has something that does not run without onnxruntime.
+        UsageError: E202 for a number that is out of range.
         ResourceError: E601 for too little memory, E603 for a library that is missing or of another version.
     """
 
     def __init__(self, file: Path, room: int, threads: int = 1, chunk: int = 0) -> None:
         self._library = _load(library_path())
-        options = _Options(ctypes.sizeof(_Options), room, threads, chunk)
+        if not file.is_file():
+            raise InputError("E101", f"the file {file} does not exist.")
+        numbers = (int(np.clip(number, -1, _MOST)) for number in (room, threads, chunk))
+        options = _Options(ctypes.sizeof(_Options), *numbers)
         why = ctypes.create_string_buffer(_WHY_BYTES)
-        path = str(file).encode()
+        path = os.fsencode(file)
         self._handle = self._library.bcq_decoder_open(path, ctypes.byref(options), why, _WHY_BYTES)
         if not self._handle:
             raise _refused(why.value.decode())
@@ -72,17 +83,17 @@ class OpenDecoder:
             self._library.bcq_decoder_close(self._handle)
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits ``[vocabulary]`` after the last of some tokens; the next call writes over them.
+        """Logits ``[vocabulary]`` after the last of some tokens.
 
         Raises:
             UsageError: E202 for tokens that it does not know or has no room for.
         """
-        ids = np.asarray(tokens, np.int64)
+        ids = np.ascontiguousarray(tokens, np.int64)
         logits = ctypes.POINTER(ctypes.c_float)()
         wrong = self._library.bcq_decoder_step(self._handle, ids.ctypes.data, ids.size, ctypes.byref(logits))
         if wrong is not None:
             raise UsageError("E202", wrong.decode())
-        return np.ctypeslib.as_array(logits, (self.vocabulary,))
+        return np.ctypeslib.as_array(logits, (self.vocabulary,)).copy()  # the library's are gone with it
 
     def keep(self, tokens: int) -> None:
         """Forgets all but the first tokens."""
@@ -94,14 +105,17 @@ class OpenDecoder:
 
     def bytes(self) -> Bytes:
         """What it has in memory."""
-        found: Bytes = self._library.bcq_decoder_bytes(self._handle)
+        found = Bytes(ctypes.sizeof(Bytes))
+        self._library.bcq_decoder_bytes(self._handle, ctypes.byref(found))
         return found
 
 
 def _refused(why: str) -> Exception:
     if why == _NO_MEMORY:
         return ResourceError("E601", "the decoder does not fit into memory.", "Ask for fewer tokens.")
-    return UnsupportedError("E401", f"{why}.", "Leave --native out to run it with onnxruntime.")
+    if why.startswith(_OPTIONS):
+        return UsageError("E202", f"{why}.")
+    return UnsupportedError("E401", f"{why.rstrip(_END)}.", "Leave --native out to run it with onnxruntime.")
 
 
 @cache
@@ -116,7 +130,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "keep": (None, (pointer, number)),
         "seen": (number, (pointer,)),
         "vocabulary": (number, (pointer,)),
-        "bytes": (Bytes, (pointer,)),
+        "bytes": (None, (pointer, pointer)),
         "close": (None, (pointer,)),
     }
     try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from bcq.adapters.tasks import Task
 from bcq.checks.external import check_file
@@ -16,7 +19,7 @@ from bcq.files.inside import inner_file
 from bcq.files.kinds import require_export
 from bcq.generation.described import read_described
 from bcq.generation.model import Model
-from bcq.native.decoder import NativeDecoder
+from bcq.native.decoder import NativeDecoder, one_text
 from bcq.precisions.files import MODEL_FILE, graph_file
 
 
@@ -42,10 +45,26 @@ class NativeModel(Model):
         **options: object,
     ) -> list[str | list[int]]:
         """Is refused: the library runs one text at a time."""
-        raise UnsupportedError("E401", "batches do not run without onnxruntime.", "Use bcq.load(folder).")
+        raise one_text()
+
+    def logits(self, *arguments: object, **options: object) -> Any:
+        """Is refused: caches stay in the library."""
+        raise _only_in_a_session("logits")
+
+    def empty_cache(self, batch: int = 1) -> dict[str, NDArray[Any]]:
+        """Is refused: caches stay in the library."""
+        raise _only_in_a_session("empty_cache")
 
     def _base_hash(self) -> str | None:
         return None  # adapters are values of slots, which only a session can be fed
+
+
+def _only_in_a_session(method: str) -> UnsupportedError:
+    return UnsupportedError(
+        "E401",
+        f"{method} needs onnxruntime: without it, caches stay in the library.",
+        "Use bcq.load(folder), or bcq.native.library.OpenDecoder.",
+    )
 
 
 def load(folder: str | Path, *, threads: int = 1, bits: int | None = None) -> NativeModel:
