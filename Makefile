@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 .PHONY: help setup build test lint format bench bench-full hostile asan ubsan fuzz coverage clean tsan reliability kill memory adapters alphatuning quality-curve gpu-check wheel-cuda families end-to-end sdk dist wheel anywhere footprint neon-counts aarch64 wheel-aarch64
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -164,7 +164,9 @@ def test_a_text_that_is_too_long_is_refused_and_the_decoder_goes_on(exports: dic
 
 
 def test_more_room_than_a_model_has_positions_is_refused_when_it_is_opened(exports: dict[str, Path]) -> None:
-    with pytest.raises(UnsupportedError, match=rf"expected -{ROOM} to {ROOM - 1}, .* for a room of {ROOM + 1}"):
+    with pytest.raises(
+        UnsupportedError, match=rf"expected -{ROOM} to {ROOM - 1}, .* for a room of {ROOM + 1}"
+    ):
         OpenDecoder(graph(exports["gpt2"]), ROOM + 1)
 
 
@@ -250,7 +252,10 @@ def shorten(model: onnx.ModelProto) -> None:
 
 REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "an operator": (rename("Tanh", "Erf"), r"node 'node_tanh' \(Erf\): this operator is not among"),
-    "an attribute": (set_number("LayerNormalization", "weird", 1), "attribute 'weird': got an integer, which is not"),
+    "an attribute": (
+        set_number("LayerNormalization", "weird", 1),
+        "attribute 'weird': got an integer",
+    ),
     "a type": (set_number("Cast", "to", TensorProto.FLOAT16), "to: got element type 10, expected float32"),
     "a float16 cache": (as_half, "input 'past_key_values.0.key' .element type 10.*float32 or int8"),
     "a shape": (shorten, r"LayerNormalization\): scale and bias: expected 64 floats each"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small graphs for the decoder without onnxruntime that ask for what is not there: refused, or nothing is lost."""
+"""Small graphs for the decoder without onnxruntime that ask for what is not there, and unusual files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,15 @@ def test_many_rows_of_nothing_are_refused(tmp_path: Path) -> None:
 def test_logits_whose_shape_follows_from_tokens_are_checked_at_every_step(
     tmp_path: Path, ends: int, axis: int, token: int, shape: str
 ) -> None:
-    constants = {"x": floats(1, 1, WIDE), "zero": [0], "one": [1], "all": [-1], "ends": [ends], "axis": [axis]}
+    x = floats(1, 1, WIDE)
+    constants: dict[str, Any] = {
+        "x": x,
+        "zero": [0],
+        "one": [1],
+        "all": [-1],
+        "ends": [ends],
+        "axis": [axis],
+    }
     nodes = [node("Reshape", "input_ids all", "ids"), node("Slice", "ids zero one", "first")]
     nodes.append(node("Slice", "x first ends axis", "logits"))
     opened = OpenDecoder(saved(tmp_path, nodes, constants), ROOM)
@@ -73,7 +81,7 @@ def test_logits_whose_shape_follows_from_tokens_are_checked_at_every_step(
         opened.step([token])
     assert f"output 'logits': got shape {shape}" in wrong.value.message
     assert (opened.seen(), opened.vocabulary) == (0, WIDE)
-    np.testing.assert_array_equal(opened.step([0]), constants["x"][0, 0])
+    np.testing.assert_array_equal(opened.step([0]), x[0, 0])
 
 
 def means(folder: Path, keepdims: onnx.AttributeProto) -> Path:
@@ -103,7 +111,7 @@ def test_constants_are_told_by_name(tmp_path: Path) -> None:
     model.graph.initializer[0].float_data.extend([1, 2, 3, 4])
     model.graph.initializer[0].ClearField("raw_data")
     onnx.save(model, file)
-    with pytest.raises(UnsupportedError, match="'logits' .Tanh.: 'x': its data is not in raw_data"):
+    with pytest.raises(UnsupportedError, match=r"'logits' .Tanh.: 'x': its data is not in raw_data"):
         OpenDecoder(file, ROOM)
 
 

@@ -143,6 +143,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("E202", "--cost-table has its own plan; of the plans only --quick goes with it.")
     if arguments.cost_table and len(set(getattr(arguments, "residence", ()))) > 1:
         raise UsageError("E202", "--cost-table takes one --residence: a table has one time for a product.")
+    if arguments.end_to_end is not None and arguments.dry_run:
+        raise UsageError(
+            "E202", "--dry-run says nothing about --end-to-end.", "--prepare makes its models alone."
+        )
     for path in (arguments.svg, arguments.cost_table, arguments.output):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError("E101", f"{path}: {path.absolute().parent} is no folder.", "Make it first.")

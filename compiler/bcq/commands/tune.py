@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcq.commands.options import add_verb, emit, progress
-from bcq.tuning.options import PARTS, TASKS
+from bcq.tuning.options import PARTS, SOURCE_FIELDS, TARGET_FIELDS, TASKS
 
 if TYPE_CHECKING:
     from bcq.commands.options import Subparsers
@@ -43,8 +43,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_task(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("task")
     group.add_argument("--task", choices=TASKS, default="lm", help="what the data means (default lm)")
-    group.add_argument("--source", default="", metavar="FIELD", help="jsonl field of the input")
-    group.add_argument("--target", default="", metavar="FIELD", help="jsonl field of the answer or answers")
+    for flag, what, usual in (
+        ("--source", "the input", SOURCE_FIELDS),
+        ("--target", "the answer or answers", TARGET_FIELDS),
+    ):
+        told = f"jsonl field of {what} (default: the first that is there of {', '.join(usual)})"
+        group.add_argument(flag, default="", metavar="FIELD", help=told)
     group.add_argument("--separator", metavar="TEXT", help="between both (default <sep>, or a line break)")
     group.add_argument("--teacher", type=Path, metavar="MODEL", help="dense model that `distill` follows")
     group.add_argument(

@@ -63,7 +63,7 @@ class NativeDecoder(Decoder):
         """An empty cache for one text of so many tokens.
 
         Raises:
-            UnsupportedError: E401 for several texts, or when the graph has something that does not run without
+            UnsupportedError: E401 for several texts, or when something in the graph does not run without
                 onnxruntime.
             InputError: E102 when its vocabulary is not that of the configuration.
         """

@@ -82,7 +82,7 @@ class OpenDecoder:
         if getattr(self, "_handle", None):
             self._library.bcq_decoder_close(self._handle)
 
-    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits ``[vocabulary]`` after the last of some tokens.
 
         Raises:
@@ -93,7 +93,8 @@ class OpenDecoder:
         wrong = self._library.bcq_decoder_step(self._handle, ids.ctypes.data, ids.size, ctypes.byref(logits))
         if wrong is not None:
             raise UsageError("E202", wrong.decode())
-        return np.ctypeslib.as_array(logits, (self.vocabulary,)).copy()  # the library's are gone with it
+        found: NDArray[np.float32] = np.ctypeslib.as_array(logits, (self.vocabulary,)).copy()
+        return found  # the library's are gone when it is closed
 
     def keep(self, tokens: int) -> None:
         """Forgets all but the first tokens."""
