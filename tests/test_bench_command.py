@@ -149,6 +149,7 @@ def test_a_busy_machine_is_told(bench: Run, monkeypatch: pytest.MonkeyPatch, loa
         ("--goals --tokens 4", "E202", "--goals has its own problems"),
         ("--goals --quick", "E202", "not allowed with"),
         ("--full --cost-table x.json", "E202", "--cost-table has its own plan"),
+        ("--end-to-end gpt2-small --dry-run", "E202", "--dry-run says nothing about --end-to-end"),
         ("--cost-table x.json --residence mapped resident", "E202", "takes one --residence"),
         ("--svg none/such/a.svg", "E101", "is no folder"),
         ("--shapes 64x64", "E202", "--weights hot"),

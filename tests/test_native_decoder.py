@@ -260,6 +260,15 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "a float16 cache": (as_half, "input 'past_key_values.0.key' .element type 10.*float32 or int8"),
     "a shape": (shorten, r"LayerNormalization\): scale and bias: expected 64 floats each"),
     "an axis": (set_number("LayerNormalization", "axis", 9), "axis: got 9 for 3 dimensions"),
+    "no window": (
+        set_number("GroupQueryAttention", "local_window_size", 0),
+        "local_window_size: got 0, expected 1 or more, or -1",
+    ),
+    "an unknown attribute": (
+        set_number("BcqMatMul", "transpose", 1),
+        "attribute 'transpose': got an integer",
+    ),
+    "a level": (set_number("BcqMatMul", "accuracy_level", 7), r"BcqMatMul\): accuracy_level: got 7"),
     "heads": (set_number("GroupQueryAttention", "num_heads", 0), "num_heads, kv_num_heads: got 0 and 4"),
     "a lost input": (lambda m: node(m, "Tanh").input.__setitem__(0, "x"), "'x': nothing before this node"),
     "an input more": (

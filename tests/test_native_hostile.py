@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bcq.errors import BcqError, UnsupportedError, UsageError
-from bcq.native.library import OpenDecoder
+from bcq.native.library import OpenDecoder, _Options
 
 WIDE = 1 << 16
 ROOM = 4
@@ -145,3 +146,12 @@ def test_numbers_out_of_range_and_missing_files_are_told(tmp_path: Path, numbers
         OpenDecoder(file, **{"room": ROOM, **numbers})
     with pytest.raises(BcqError, match="E101"):
         OpenDecoder(tmp_path / "nothing.onnx", ROOM)
+
+
+def test_threads_of_the_caller_have_a_number(tmp_path: Path) -> None:
+    file = saved(tmp_path, [node("Tanh", "x", "logits")], {"x": floats(1, 1, 4)})
+    library = OpenDecoder(file, ROOM)._library
+    why = ctypes.create_string_buffer(512)
+    options = _Options(ctypes.sizeof(_Options), ROOM, 1, 0, 1)  # some parallel_for, which nobody calls
+    assert not library.bcq_decoder_open(bytes(file), ctypes.byref(options), why, 512)
+    assert b"threads: got 1 with parallel_for" in why.value
