@@ -37,11 +37,12 @@ from quality_peers import PEERS
 from quality_plot import plot
 from quality_stream import Solve, blocks_of, linears_of, quantized, refined
 
-CODES = {"row": (0, False), "128": (128, True)}  # binary codes: group size (0: one a row), with an offset
+CODES = {"row": (0, False), "row+": (0, True), "128": (128, True)}  # group size (0: a row), offset
+HEADINGS = {"row": "row-wise", "row+": "row-wise with offset", "128": "g=128 with offset"}
 MODELS = ("all-MiniLM-L6-v2", "gpt2-small", "gpt2-tiny")
-PLAIN, CALIBRATED, REFINED = "BCQ data-free", "BCQ calibrated", "BCQ calibrated and refined"
-OWN = (REFINED, CALIBRATED, PLAIN)
-PASSES = 4  # of refining over the calibration text
+PLAIN, CALIBRATED = "BCQ data-free", "BCQ calibrated"
+REFINED = {"BCQ calibrated and refined, 8 passes": 8, "BCQ calibrated and refined": 4}  # passes over the text
+OWN = (*REFINED, CALIBRATED, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of language models")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
+    parser.add_argument("--codes", nargs="+", choices=list(CODES), default=["row", "128"])
     parser.add_argument("--method", nargs="+", default=[*OWN, *PEERS])
     parser.add_argument("--rows", type=Path, default=Path("build/quality-curve.json"))
     parser.add_argument("--write", type=Path, help="page; the plot lies beside it")
@@ -202,9 +203,9 @@ def compute(
             )
             width = group_size
         began = time.perf_counter()
-        if method == REFINED:
+        if method in REFINED:
             pack = partial(solved, bits, group_size, offset)
-            changed = refined(subject.model, subject.batches, pack, PASSES)
+            changed = refined(subject.model, subject.batches, pack, REFINED[method])
         else:
             changed = quantized(subject.model, subject.batches, act, calibrated)
         seconds = time.perf_counter() - began
@@ -294,10 +295,9 @@ def table(model: dict[str, Any], measure: Measure) -> list[str]:
 
 def columns(model: dict[str, Any], measure: Measure) -> dict[str, tuple[int, str]]:
     """Planes and kind of groups of each column that has results, by its heading."""
-    headings = {"row": "row-wise", "128": "g=128 with offset"}
     rows = [row for row in model["rows"].values() if measure.key in row]
     pairs = sorted({(row["planes"], list(CODES).index(row["column"])) for row in rows})
-    return {f"q={bits}, {headings[list(CODES)[kind]]}": (bits, list(CODES)[kind]) for bits, kind in pairs}
+    return {f"q={bits}, {HEADINGS[list(CODES)[kind]]}": (bits, list(CODES)[kind]) for bits, kind in pairs}
 
 
 def cell(model: dict[str, Any], method: str, column: tuple[int, str], measure: Measure) -> str:
