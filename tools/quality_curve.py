@@ -320,7 +320,7 @@ at least as many bits as the binary code. Bold: the best of the column. Calibrat
 block by block; results are judged on other text. Perplexities of codes can be below that of float32, by luck:
 the divergence of the next token's distribution from that of float32 has no such luck, and ranks better.
 Here gpt2-small and gpt2-tiny are trained models of width 384 and 256 (10.3 and 5.3 M weights), smaller than
-the GPT-2 of that name.
+the GPT-2 of that name. A dash: not run.
 
 ![quality against bits]({figure})
 """
