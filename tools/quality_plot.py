@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT, MARGIN = 560, 330, 52
-COLOURS = ("#c1121f", "#780000", "#f4978e", "#8d99ae", "#495057", "#7b9e89", "#1d70a2", "#5fa8d3")
+COLOURS = ("#c1121f", "#780000", "#f4978e", "#e09f3e", "#495057", "#7b9e89", "#1d70a2", "#5fa8d3", "#8d99ae")
 Point = tuple[float, float]
 
 
