@@ -17,7 +17,6 @@ from bcq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from bcq.files.library import library_path
 
 _WHY_BYTES = 1024
-_END = "."  # of a sentence
 _NO_MEMORY = "out of memory"
 _MOST = 2**31 - 1  # what an int32 holds
 _OPTIONS = ("room:", "threads:", "chunk:")
@@ -116,7 +115,7 @@ def _refused(why: str) -> Exception:
         return ResourceError("E601", "the decoder does not fit into memory.", "Ask for fewer tokens.")
     if why.startswith(_OPTIONS):
         return UsageError("E202", f"{why}.")
-    return UnsupportedError("E401", f"{why.rstrip(_END)}.", "Leave --native out to run it with onnxruntime.")
+    return UnsupportedError("E401", f"{why.rstrip('.')}.", "Leave --native out to run it with onnxruntime.")
 
 
 @cache
