@@ -52,6 +52,7 @@ def main() -> None:
     kind = transformers.AutoModelForCausalLM if arguments.text else transformers.AutoModel
     dense = kind.from_pretrained(arguments.model, dtype=torch.float32).eval()
     measure = measure_of(arguments, dense)
+    print(f"float32: {measure(dense)}", flush=True)
     if arguments.calibrate:
         calibrated(arguments, dense, measure)
         return

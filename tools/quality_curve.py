@@ -109,7 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of language models")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--codes", nargs="+", choices=list(CODES), default=["row", "128"])
+    parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
     parser.add_argument("--method", nargs="+", default=[*OWN, *PEERS])
     parser.add_argument("--rows", type=Path, default=Path("build/quality-curve.json"))
     parser.add_argument("--write", type=Path, help="page; the plot lies beside it")
